@@ -1,0 +1,158 @@
+"""A CUDA kernel as a typed callable, and the catalogue of all of them.
+
+``Kernel("linear.cu", "linear_forward<float, ...>")(grid, block, *args)`` launches one instantiation.
+CuPy arrays go to the GPU (compiled by NVRTC through CuPy at first use, cached on disk); emulated arrays go
+to :mod:`handgrad.emulator`, which compiles the same source as C++.  The launch code never asks which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handgrad.arrays import cuda_error_message, get_array_module
+
+STATIC_SHARED_LIMIT = 48 * 1024  # bytes of shared memory a block may use without opting in
+NVRTC_OPTIONS = ("-std=c++17",)
+
+_override: list[Path] = []
+
+
+class KernelError(RuntimeError):
+    """A kernel did not compile or did not launch; the message is one line with the remedy."""
+
+
+def kernels_directory() -> Path:
+    """The folder of the ``.cu`` sources: an override, else inside the package, else the checkout's."""
+    if _override:
+        return _override[-1]
+    package = Path(__file__).resolve().parent
+    for folder in (package / "kernels", package.parent.parent / "kernels"):
+        if (folder / "common.cuh").is_file():
+            return folder
+    raise KernelError(f"kernel sources not found beside {package}; reinstall handgrad")
+
+
+@contextlib.contextmanager
+def use_kernels(folder: str | Path) -> Iterator[Path]:
+    """Take the kernel sources from ``folder`` inside the block (what ``--kernels DIR`` does)."""
+    path = Path(folder).resolve()
+    if not (path / "common.cuh").is_file():
+        raise ValueError(f"kernels: {folder} has no common.cuh; expected a copy of the folder kernels/")
+    _override.append(path)
+    try:
+        yield path
+    finally:
+        _override.remove(path)
+
+
+def sources_digest(folder: Path, file: str) -> str:
+    """A digest of ``file`` and of every header beside it: changes when any of them does."""
+    digest = hashlib.sha256()
+    for path in [*sorted(folder.glob("*.cuh")), folder / file]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instantiation: ``expression`` is the C++ name expression, ``file`` its source in ``kernels/``."""
+
+    file: str
+    expression: str
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, shared: int = 0) -> None:
+        """Launch with ``grid`` blocks of ``block`` threads and ``shared`` bytes of dynamic shared memory.
+
+        ``args`` are device arrays, NumPy scalars (``np.int32(n)``) or ``None`` (a null pointer).  Bare
+        Python numbers raise ``TypeError``: their width on the device would be a guess.
+        """
+        for position, value in enumerate(args):
+            if isinstance(value, (bool, int, float)):
+                raise TypeError(
+                    f"{self.expression}: argument {position} is a bare Python {type(value).__name__}; "
+                    "pass numpy.int32(...) or numpy.float32(...)"
+                )
+        xp = get_array_module(*args)
+        if xp is np:
+            raise TypeError(f"{self.expression}: kernels take CuPy or emulated arrays, got NumPy arrays")
+        if xp.__name__ == "cupy":
+            self._launch_cuda(grid, block, args, shared)
+        else:
+            xp.launch(kernels_directory() / self.file, self.expression, grid, block, args, shared)
+
+    def _launch_cuda(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared: int
+    ) -> None:
+        import cupy
+
+        folder = kernels_directory()
+        try:
+            function = _cuda_function(
+                folder, self.file, self.expression, sources_digest_cached(folder, self.file)
+            )
+            if shared > STATIC_SHARED_LIMIT:
+                function.max_dynamic_shared_size_bytes = shared
+            pointers = tuple(np.uintp(0) if value is None else value for value in args)
+            function(grid, block, pointers, shared_mem=shared)
+        except cupy.cuda.compiler.CompileException as error:
+            first = next(
+                (line for line in str(error).splitlines() if "error" in line), str(error).splitlines()[0]
+            )
+            raise KernelError(f"{self.file}: {self.expression} does not compile: {first.strip()}") from error
+        except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
+            raise KernelError(
+                f"{self.expression} grid {grid} block {block}: {cuda_error_message(error)}"
+            ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def sources_digest_cached(folder: Path, file: str) -> str:
+    """:func:`sources_digest`, read once a process: a running program keeps the kernels it started with."""
+    return sources_digest(folder, file)
+
+
+@functools.lru_cache(maxsize=None)
+def _cuda_function(folder: Path, file: str, expression: str, digest: str) -> Any:
+    """The compiled kernel.  CuPy's disk cache does not see headers, so their digest is among the options."""
+    import cupy
+
+    options = (*NVRTC_OPTIONS, f"-I{folder}", f"-DHANDGRAD_SOURCES=0x{digest}")
+    source = (folder / file).read_text()
+    module = cupy.RawModule(code=source, options=options, name_expressions=(expression,))
+    return module.get_function(expression)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kernel of the catalogue.
+
+    ``compulsory_bytes(**shape)`` gives, per buffer, the bytes that any implementation must move through
+    global memory; ``launch`` states the rule for grid and block; ``expressions`` are the instantiations that
+    the proof tools compile.
+    """
+
+    op: str
+    file: str
+    expressions: tuple[str, ...]
+    launch: str
+    compulsory_bytes: Callable[..., dict[str, int]]
+
+    @property
+    def name(self) -> str:
+        """The kernel's function name."""
+        return self.expressions[0].split("<")[0]
+
+
+def catalogue() -> tuple[Entry, ...]:
+    """Every kernel: expressions, launch rule, compulsory bytes; read by all proof tools."""
+    from handgrad import ops  # here, because the ops import Kernel from this module
+
+    return tuple(entry for module in ops.KERNEL_MODULES for entry in module.CATALOGUE)
