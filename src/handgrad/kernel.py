@@ -75,7 +75,7 @@ class Kernel:
         Python numbers raise ``TypeError``: their width on the device would be a guess.
         """
         for position, value in enumerate(args):
-            if isinstance(value, (bool, int, float)):
+            if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
                 raise TypeError(
                     f"{self.expression}: argument {position} is a bare Python {type(value).__name__}; "
                     "pass numpy.int32(...) or numpy.float32(...)"
