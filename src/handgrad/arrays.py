@@ -168,14 +168,31 @@ def cuda_error_message(error: BaseException) -> str:
     """One line for an exception out of CuPy or CUDA: what happened and the remedy."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "InsufficientDriver" in text or "insufficient for CUDA runtime" in text:
-        return f"the NVIDIA driver is missing or too old for this CuPy ({text}); install a newer driver, or cupy-cuda12x"
+        return (
+            f"the NVIDIA driver is missing or too old for this CuPy ({text}); "
+            "install a newer driver, or pip install 'handgrad[cuda12x]'"
+        )
     if "NoDevice" in text:
         return f"no NVIDIA GPU found ({text}); use --device cpu or --device emulator"
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"out of GPU memory ({text}); use a smaller batch size"
+    if type(error).__name__ == "OutOfMemoryError" or "OUT_OF_MEMORY" in text or "MemoryAllocation" in text:
+        return f"out of GPU memory ({text.rstrip('.')}{_free_memory()}); use a smaller batch size"
+    if "IllegalAddress" in text or "ILLEGAL_ADDRESS" in text or "MISALIGNED" in text:
+        return (
+            f"a kernel touched memory out of bounds ({text}); this GPU context is dead, so start again, and "
+            "`handgrad kernels check --device emulator` names the kernel"
+        )
     if "libnvrtc" in text or "nvrtc" in text.lower():
         return f"NVRTC cannot be loaded ({text}); pip install 'handgrad[cuda13x]'"
     return f"CUDA error: {text}; `handgrad doctor` shows what is missing"
+
+
+def _free_memory() -> str:
+    cupy = sys.modules.get("cupy")
+    try:
+        free, total = cupy.cuda.runtime.memGetInfo() if cupy else (0, 0)
+    except Exception:  # after an error that killed the context
+        return ""
+    return f"; {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB free" if total else ""
 
 
 def _import_cupy() -> ModuleType:
@@ -204,7 +221,7 @@ def to_device(array: Array, device: str | Device, dtype: DTypeLike | None = None
 
 def to_numpy(array: Array) -> NDArray[Any]:
     """``array`` as a base ``numpy.ndarray``, from any device (shares memory with CPU and emulated arrays)."""
-    if array is None or isinstance(array, (bool, int, float, np.generic, list, tuple)):
+    if isinstance(array, (bool, int, float, np.generic, list, tuple)):
         return np.asarray(array)
     if isinstance(array, np.ndarray):
         return array.view(np.ndarray)

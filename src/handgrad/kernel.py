@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,14 +104,20 @@ class Kernel:
             pointers = tuple(np.uintp(0) if value is None else value for value in args)
             function(grid, block, pointers, shared_mem=shared)
         except cupy.cuda.compiler.CompileException as error:
-            first = next(
-                (line for line in str(error).splitlines() if "error" in line), str(error).splitlines()[0]
-            )
-            raise KernelError(f"{self.file}: {self.expression} does not compile: {first.strip()}") from error
-        except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
+            first = re.sub(
+                r"^\S+\.cu\(", f"{self.file}(", first_error(str(error))
+            )  # CuPy names a temporary file
+            raise KernelError(f"{self.expression} does not compile: {first}") from error
+        except (RuntimeError, MemoryError) as error:  # the driver's, the runtime's, NVRTC's, out of memory
             raise KernelError(
                 f"{self.expression} grid {grid} block {block}: {cuda_error_message(error)}"
             ) from error
+
+
+def first_error(log: str) -> str:
+    """The line of an NVRTC log that names the first error, with file and line number."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["no message"]
+    return next((line for line in lines if "error" in line), lines[0])
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,7 +126,7 @@ def sources_digest_cached(folder: Path, file: str) -> str:
     return sources_digest(folder, file)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cuda_function(folder: Path, file: str, expression: str, digest: str) -> Any:
     """The compiled kernel.  CuPy's disk cache does not see headers, so their digest is among the options."""
     import cupy

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from handgrad.kernel import NVRTC_OPTIONS, KernelError
+from handgrad.kernel import NVRTC_OPTIONS, KernelError, first_error
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -42,7 +42,7 @@ class NvrtcMissing(RuntimeError):
 
 
 class CompileError(KernelError):
-    """A kernel does not compile: the message is NVRTC's first error with file and line, ``log`` is all of it."""
+    """A kernel does not compile: the message is NVRTC's first error with file and line; ``log`` has all."""
 
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class Resources:
 def compile_for(
     source: Path, expressions: Iterable[str], arch: str, options: Sequence[str] = ()
 ) -> CompiledKernels:
-    """Compile ``expressions`` of the CUDA file ``source`` for ``arch`` ("sm_75" ... "sm_120"), without a driver.
+    """Compile ``expressions`` of the CUDA file ``source`` for ``arch`` ("sm_75" to "sm_120"), no driver needed.
 
     The flags are those of a launch through CuPy (:data:`handgrad.kernel.NVRTC_OPTIONS`, the folder of the
     source among the include folders, :data:`CUPY_OPTIONS`); ``options`` are added to them.  Raises
@@ -107,8 +107,7 @@ def compile_for(
 
 
 def _error(source: Path, arch: str, log: str) -> Exception:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    first = next((line for line in lines if "error" in line), lines[0])
+    first = first_error(log)
     if "--gpu-architecture" in first:
         return ValueError(f"arch: this NVRTC does not compile for {arch} ({first})")
     return CompileError(f"{source.name} does not compile for {arch}: {first}", log)
@@ -201,7 +200,7 @@ class Nvrtc:
 
 
 def wheel_folder() -> Path | None:
-    """Where the wheels of the extra ``machine-code`` put ``lib``, ``include`` and ``bin``; None without them."""
+    """Where the wheels of ``machine-code`` put ``lib``, ``include`` and ``bin``; None without them."""
     package = importlib.util.find_spec("nvidia")
     for place in (package.submodule_search_locations or ()) if package else ():
         if _library_in(Path(place) / "cu13"):
