@@ -225,9 +225,10 @@ def to_numpy(array: Array) -> NDArray[Any]:
         return np.asarray(array)
     if isinstance(array, np.ndarray):
         return array.view(np.ndarray)
-    if _module_of(array) is sys.modules.get("cupy"):
-        return np.asarray(array.get())
-    raise TypeError(f"expected an array, got {_kind_name(array)}")
+    if array is None:
+        raise TypeError("expected an array, got None")
+    _module_of(array)  # refuses everything but the third kind, CuPy's
+    return np.asarray(array.get())
 
 
 def synchronize(xp: ModuleType) -> None:

@@ -72,7 +72,7 @@ class Resources:
 def compile_for(
     source: Path, expressions: Iterable[str], arch: str, options: Sequence[str] = ()
 ) -> CompiledKernels:
-    """Compile ``expressions`` of the CUDA file ``source`` for ``arch`` ("sm_75" to "sm_120"), no driver needed.
+    """Compile ``expressions`` of the CUDA file ``source`` for ``arch``, "sm_75" to "sm_120"; needs no driver.
 
     The flags are those of a launch through CuPy (:data:`handgrad.kernel.NVRTC_OPTIONS`, the folder of the
     source among the include folders, :data:`CUPY_OPTIONS`); ``options`` are added to them.  Raises

@@ -1,0 +1,48 @@
+"""What every test may ask for: a stand-in for CuPy, and a clean state of the device announcement."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from handgrad import arrays, kernel
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests share the modules beside them
+
+from stand_in_cupy import StandInCupy
+
+
+@pytest.fixture
+def checkout() -> Path:
+    """The folder that holds pyproject.toml; skips where the tests run away from a checkout."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / "pyproject.toml").is_file():
+        pytest.skip("runs in a checkout only: it builds the package")
+    return folder
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInCupy]:
+    """A stand-in for CuPy with one GPU, which records what is compiled and launched."""
+    stand_in = StandInCupy()
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    kernel.sources_digest_cached.cache_clear()
+    kernel._cuda_function.cache_clear()
+    yield stand_in
+    kernel.sources_digest_cached.cache_clear()
+    kernel._cuda_function.cache_clear()
+
+
+@pytest.fixture
+def no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without CuPy."""
+    monkeypatch.setitem(sys.modules, "cupy", None)  # makes `import cupy` raise ModuleNotFoundError
+
+
+@pytest.fixture
+def unannounced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not yet said which device "auto" took."""
+    monkeypatch.setattr(arrays, "_announced", set())
