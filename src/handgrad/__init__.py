@@ -3,9 +3,27 @@
 ``import handgrad as hg`` needs NumPy alone: never a GPU, never a compiler.
 """
 
-from handgrad import arrays, kernel
+from handgrad import arrays, kernel, ops
 from handgrad.arrays import DeviceError, get_array_module, to_device, to_numpy
+from handgrad.layouts import from_torch, to_torch
+from handgrad.network import MLP, Gradients
+from handgrad.ops.optimizer import SGD, Adam, AdamW
 
 __version__ = "0.1.0"
 
-__all__ = ["DeviceError", "arrays", "get_array_module", "kernel", "to_device", "to_numpy"]
+__all__ = [
+    "MLP",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "DeviceError",
+    "Gradients",
+    "arrays",
+    "from_torch",
+    "get_array_module",
+    "kernel",
+    "ops",
+    "to_device",
+    "to_numpy",
+    "to_torch",
+]

@@ -43,7 +43,7 @@ def gather(
     """
     op = "batch.gather"
     xp = get_array_module(X, order)
-    target = np.dtype(X.dtype if dtype is None else dtype)
+    target: DType = np.dtype(X.dtype if dtype is None else dtype)
     if (np.dtype(X.dtype).name, target.name) not in PAIRS and xp is not np:
         raise TypeError(f"{op}: X of {X.dtype} into {target} is not one of {PAIRS}")
     shape = (int(order.shape[0]), *X.shape[1:])

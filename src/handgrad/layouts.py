@@ -1,0 +1,53 @@
+"""Weights between this library's layout, (in, out), and PyTorch's, (out, in)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.arrays import Array, to_numpy
+
+
+def from_torch(state: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """``{"W1", "b1", "W2", …}`` from the state dict of an ``nn.Sequential`` of linear layers.
+
+    ``state`` holds tensors or arrays; names end in ``weight``, (out, in), or ``bias``, (out,), layer after
+    layer.  Every W is the transpose, as a C-contiguous copy.  Raises ``ValueError`` for other names or shapes.
+    """
+    parameters: dict[str, NDArray[Any]] = {}
+    layer = 0
+    for name, tensor in state.items():
+        host = tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else to_numpy(tensor)
+        host = tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else to_numpy(tensor)
+        array = np.array(host)
+        if name.endswith("weight") and array.ndim == 2:
+            layer += 1
+            parameters[f"W{layer}"] = np.ascontiguousarray(array.T)
+        elif name.endswith("bias") and array.ndim == 1 and layer:
+            parameters[f"b{layer}"] = array
+        else:
+            raise ValueError(
+                f"from_torch: expected '….weight' (out, in) and '….bias' (out,), got {name!r} {array.shape}"
+            )
+    return parameters
+
+
+def to_torch(parameters: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """A state dict (NumPy arrays) for ``nn.Sequential(Linear, activation, Linear, …)`` from ``{"W1", …}``.
+
+    Layer l gets the names ``"{2l-2}.weight"``, (out, in), and ``"{2l-2}.bias"``; wrap the values in
+    ``torch.from_numpy`` and pass the dict to ``load_state_dict``.
+    """
+    state: dict[str, NDArray[Any]] = {}
+    for name, value in parameters.items():
+        match = re.fullmatch(r"([Wb])([1-9]\d*)", name)
+        if not match:
+            raise ValueError(f"to_torch: expected names like W1 and b1, got {name!r}")
+        module = 2 * (int(match[2]) - 1)
+        array = to_numpy(value)
+        state[f"{module}.{'weight' if match[1] == 'W' else 'bias'}"] = np.array(array.T, order="C")
+    return state
