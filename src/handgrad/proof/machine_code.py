@@ -28,9 +28,6 @@ from handgrad.kernel import NVRTC_OPTIONS, KernelError, first_error
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
-# What CuPy 14 adds by itself to the options of a RawModule (cupy/cuda/compiler.py).
-CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
-
 # Registers, shared memory and spills of every kernel, as a note in the log: see resources().
 PTXAS_REPORT = "--ptxas-options=-v"
 
@@ -74,36 +71,33 @@ def compile_for(
 ) -> CompiledKernels:
     """Compile ``expressions`` of the CUDA file ``source`` for ``arch``, "sm_75" to "sm_120"; needs no driver.
 
-    The flags are those of a launch through CuPy (:data:`handgrad.kernel.NVRTC_OPTIONS`, the folder of the
-    source among the include folders, :data:`CUPY_OPTIONS`); ``options`` are added to them.  Raises
-    :class:`NvrtcMissing` without the wheels, :class:`CompileError` where the source does not compile, and
-    ``ValueError`` for an architecture that this NVRTC does not know.
+    The flags are :func:`flags`, with the folder of the source among the include folders, and ``options``
+    after them.  Raises :class:`NvrtcMissing` without the wheels, :class:`CompileError` where the source does
+    not compile, and ``ValueError`` for an architecture that this NVRTC does not know.
     """
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise ValueError(f"arch: expected 'sm_75' ... 'sm_120', got {arch!r}")
     nvrtc = load_nvrtc()
     source = Path(source)
-    flags = [
-        *NVRTC_OPTIONS,
-        f"-I{source.resolve().parent}",
-        *(f"-I{folder}" for folder in nvrtc.include_folders),
-        *CUPY_OPTIONS,
-        f"-arch={arch}",
-        *options,
-    ]
+    folders = (source.resolve().parent, *nvrtc.include_folders)
+    all_flags = [flag.encode() for flag in (*flags(arch), *(f"-I{folder}" for folder in folders), *options)]
     wanted = tuple(expressions)
     with nvrtc.program(source.read_text(encoding="utf-8"), source.name) as program:
         for expression in wanted:
             nvrtc.call("AddNameExpression", program, expression.encode())
-        encoded = [flag.encode() for flag in flags]
         status = nvrtc.status(
-            "CompileProgram", program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded)
+            "CompileProgram", program, len(all_flags), (ctypes.c_char_p * len(all_flags))(*all_flags)
         )
         log = nvrtc.read("ProgramLog", program).rstrip(b"\0").decode(errors="replace").strip()
         if status:
             raise _error(source, arch, log or nvrtc.describe(status))
         names = {expression: nvrtc.lowered_name(program, expression) for expression in wanted}
         return CompiledKernels(log, nvrtc.read("CUBIN", program), names)
+
+
+def flags(arch: str) -> tuple[str, ...]:
+    """The flags of a launch: handgrad's own, and those that CuPy 14 adds to the options of a RawModule."""
+    return (*NVRTC_OPTIONS, "-ftz=true", f"-arch={arch}", "--device-as-default-execution-space")
 
 
 def _error(source: Path, arch: str, log: str) -> Exception:
