@@ -79,7 +79,7 @@ def test_one_instantiation_of_every_kernel_compiles(file, arch):
 
 
 def test_every_kernel_is_listed():
-    """What neither the catalogue nor the list above names would be compiled, checked and counted by nobody."""
+    """What neither the catalogue nor the list above names would be compiled and checked by nobody."""
     kernels = {
         (path.name, name)
         for path in kernel.kernels_directory().glob("*.cu")
