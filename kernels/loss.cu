@@ -15,7 +15,6 @@
 #include "activation.cuh"
 
 constexpr int LOSS_THREADS = 256;
-constexpr int NOT_A_NUMBER = 0x7fc00000;
 
 template <class G>
 struct MeanSquaredError {
@@ -118,7 +117,7 @@ __global__ void __launch_bounds__(LOSS_THREADS)
     const int label = known ? labels[row] : 0;
     T value = L::template row<LANES>(z + at, label, dz + at, C, lane, scale, inside && known);
     if (!known) {
-      value = static_cast<T>(__int_as_float(NOT_A_NUMBER));
+      value = static_cast<T>(__int_as_float(0x7fc00000));
       for (int j = lane; j < C && inside; j += LANES) dz[at + j] = value;
     }
     if (inside && lane == 0) sum += value;

@@ -16,12 +16,11 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """``{"W1", "b1", "W2", …}`` from the state dict of an ``nn.Sequential`` of linear layers.
 
     ``state`` holds tensors or arrays; names end in ``weight``, (out, in), or ``bias``, (out,), layer after
-    layer.  Every W is the transpose, as a C-contiguous copy.  Raises ``ValueError`` for other names or shapes.
+    layer.  Every W is the transpose, as a C-contiguous copy.  Raises ``ValueError`` for other names, shapes.
     """
     parameters: dict[str, NDArray[Any]] = {}
     layer = 0
     for name, tensor in state.items():
-        host = tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else to_numpy(tensor)
         host = tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else to_numpy(tensor)
         array = np.array(host)
         if name.endswith("weight") and array.ndim == 2:
