@@ -1,0 +1,206 @@
+"""Networks in safetensors files, written atomically.
+
+The tensors are the parameters by name (W1, b1, …) and, if an optimizer was given, its state as
+``optimizer.momentum.W1``, …, ``optimizer.step``.  The metadata:
+
+=======================  ======================================================================
+``format``               ``handgrad``
+``format_version``       1; a greater one is refused with the advice to upgrade
+``handgrad_version``     of the writer
+``config``               JSON: the arguments of :class:`handgrad.MLP`
+``frozen``               JSON: names of the frozen parameters
+``optimizer``            JSON: class and hyperparameters, or ``null``
+``sha256``               over the metadata above and name, shape, dtype and bytes of each tensor
+=======================  ======================================================================
+
+A file is written beside its place under a temporary name, synced, and renamed: at any moment the path holds
+the old file or the new one, whole.  Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.arrays import Device, resolve_device, to_numpy
+from handgrad.network import MLP
+from handgrad.ops import optimizer as optimizer_op
+from handgrad.ops.optimizer import Optimizer
+
+FORMAT = "handgrad"
+FORMAT_VERSION = 1
+OPTIMIZER_PREFIX = "optimizer."
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class CheckpointError(ValueError):
+    """A file that is no usable checkpoint; the message is one line that names the file and the reason."""
+
+
+def save(net: MLP, path: str | Path, optimizer: Optimizer | None = None) -> None:
+    """Write parameters, configuration and what is frozen, and the state of ``optimizer`` where given."""
+    from handgrad import __version__
+
+    tensors: Tensors = net.flat_parameters.to_numpy()
+    if optimizer is not None:
+        optimizer.bind(net.flat_parameters)
+        for name, array in optimizer.state_arrays().items():
+            tensors[OPTIMIZER_PREFIX + name] = to_numpy(array)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "handgrad_version": __version__,
+        "config": json.dumps(net.config()),
+        "frozen": json.dumps(sorted(net.flat_parameters.frozen)),
+        "optimizer": json.dumps(optimizer.config() if optimizer is not None else None),
+    }
+    metadata["sha256"] = _digest(metadata, tensors)
+    write_atomically(Path(path), _serialize(tensors, metadata))
+
+
+def load(path: str | Path, device: str | Device = "auto") -> MLP:
+    """The network that :func:`save` wrote, on ``device``.
+
+    Raises ``FileNotFoundError`` if there is no such file, and :class:`CheckpointError` for one that is
+    damaged, foreign or from a newer version.
+    """
+    target = resolve_device(device)
+    metadata, tensors = _read(Path(path))
+    config = _object(metadata, "config", path)
+    values = {name: array for name, array in tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    _check_sizes(config, values, path)
+    try:
+        net = MLP(**{**config, "device": target})
+        net.load_parameters(values)
+        net.freeze(*_json(metadata, "frozen", path))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return net
+
+
+def load_optimizer(path: str | Path, net: MLP) -> Optimizer | None:
+    """The optimizer that was saved with the network, its state bound to ``net``; None if none was saved."""
+    metadata, tensors = _read(Path(path))
+    if _json(metadata, "optimizer", path) is None:
+        return None
+    start = len(OPTIMIZER_PREFIX)
+    state = {name[start:]: array for name, array in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
+    try:
+        optimizer = optimizer_op.from_config(_object(metadata, "optimizer", path))
+        optimizer.load_state(net.flat_parameters, state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return optimizer
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``: a crash at any moment leaves the old file or the new one, whole.
+
+    Raises ``OSError`` (disk full, read-only folder) and then leaves nothing behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable (POSIX; Windows cannot open folders and does not need it)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _serialize(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    from safetensors.numpy import save as serialize
+
+    contiguous = {name: np.array(array, order="C") for name, array in tensors.items()}
+    return bytes(serialize(contiguous, metadata=metadata))
+
+
+def _read(path: Path) -> tuple[dict[str, str], Tensors]:
+    """Metadata and tensors, once format, version and digest are found in order."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            _check_format(metadata, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, TypeError, AttributeError) as error:  # the latter for dtypes that NumPy lacks
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged, or no safetensors file ({reason})") from error
+    if metadata.get("sha256") != _digest(metadata, tensors):
+        raise CheckpointError(f"{path}: damaged: its contents do not give its checksum; use another copy")
+    return metadata, tensors
+
+
+def _check_format(metadata: Mapping[str, str], path: Path) -> None:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: a safetensors file, but not one that handgrad wrote")
+    version = metadata.get("format_version", "")
+    if not version.isdecimal():
+        raise CheckpointError(f"{path}: damaged: its format version is {version!r}")
+    if int(version) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {version} by handgrad {metadata.get('handgrad_version', '?')}, newer "
+            f"than this handgrad reads (format {FORMAT_VERSION}); pip install --upgrade handgrad"
+        )
+
+
+def _digest(metadata: Mapping[str, str], tensors: Tensors) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(set(metadata) - {"sha256"}):
+        digest.update(f"{key}\0{metadata[key]}\0".encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}\0{tensors[name].shape}\0{array.dtype.str}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _check_sizes(config: Mapping[str, Any], values: Tensors, path: str | Path) -> None:
+    """The configuration asks for no more than the file holds: nothing large is allocated on its word alone."""
+    sizes = config.get("sizes")
+    if not isinstance(sizes, list) or not all(isinstance(size, int) and 0 < size for size in sizes):
+        raise CheckpointError(f"{path}: damaged: its sizes are {sizes!r}")
+    shapes = {f"W{layer}": pair for layer, pair in enumerate(itertools.pairwise(sizes), start=1)}
+    if shapes != {name: array.shape for name, array in values.items() if name.startswith("W")}:
+        raise CheckpointError(f"{path}: damaged: its parameters do not fit a network of sizes {sizes}")
+
+
+def _json(metadata: Mapping[str, str], key: str, path: str | Path) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged: its {key} cannot be read") from error
+
+
+def _object(metadata: Mapping[str, str], key: str, path: str | Path) -> dict[str, Any]:
+    value = _json(metadata, key, path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: damaged: its {key} is no JSON object")
+    return value

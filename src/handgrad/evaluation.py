@@ -1,0 +1,78 @@
+"""Loss, accuracy and confusion counts of a network over a set of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.arrays import to_numpy
+from handgrad.ops import batch
+from handgrad.ops import loss as loss_op
+from handgrad.samples import Samples, prepare
+
+if TYPE_CHECKING:
+    from handgrad.network import MLP
+
+BLOCK = 4096  # rows a forward pass: bounds the memory, whatever N
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    loss: in the network's reduction; a mean is over all samples, whatever the blocks
+    samples: N
+    accuracy: share of right predictions; None for mse
+    confusion: [true, predicted] counts, int64; None for mse.  (C, C) for cross_entropy and hinge, (2, 2) over
+        all outputs for bce
+    """
+
+    loss: float
+    samples: int
+    accuracy: float | None = None
+    confusion: NDArray[np.int64] | None = None
+
+
+def evaluate(net: MLP, X: Any, y: Any = None) -> Evaluation:
+    """Evaluate ``net`` on arrays ``X`` (N, D) and ``y``, or on a data set, in blocks.
+
+    A prediction is the class of the greatest output (cross_entropy, hinge), or 1 where the logit is above 0
+    (bce), right where the target is at least ½.  Raises ``ValueError`` in one line for data that do not fit.
+    """
+    return evaluate_samples(net, prepare(net, X, y))
+
+
+def evaluate_samples(net: MLP, samples: Samples) -> Evaluation:
+    """:func:`evaluate` on samples that are on the device already."""
+    loss, C, N = net.loss_name, net.sizes[-1], len(samples)
+    classes = {"mse": 0, "bce": 2}.get(loss, C)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    total = 0.0
+    with net.device:
+        rows = net.xp.arange(N, dtype=np.int32)
+        for start in range(0, N, BLOCK):
+            order = rows[start : start + BLOCK]
+            X = batch.gather(samples.X, order, scale=samples.scale, shift=samples.shift, dtype=net.dtype)
+            y = samples.y[start : start + BLOCK]
+            outputs = net.forward(X)
+            block_loss, _ = loss_op.forward_backward(outputs, y, loss, reduction="sum")
+            total += float(to_numpy(block_loss))
+            if classes:
+                confusion += _confusion(to_numpy(outputs), to_numpy(y), classes, binary=loss == "bce")
+    if net.reduction == "mean":
+        total /= N * C if loss in loss_op.ELEMENTWISE else N
+    if not classes:
+        return Evaluation(total, N)
+    return Evaluation(total, N, float(np.trace(confusion) / confusion.sum()), confusion)
+
+
+def _confusion(outputs: NDArray[Any], y: NDArray[Any], classes: int, binary: bool) -> NDArray[np.int64]:
+    if binary:
+        true, predicted = (y >= 0.5).ravel(), (outputs > 0).ravel()
+    else:
+        true, predicted = y, outputs.argmax(axis=1)
+    pairs = true.astype(np.int64) * classes + predicted
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
