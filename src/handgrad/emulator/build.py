@@ -1,0 +1,216 @@
+"""Building kernels: a CUDA source, compiled as C++, becomes one shared library for each kernel expression.
+
+The cache is addressed by content: the source, every header beside it, the emulator's own C++ sources, the
+flags, the compiler and its version, and the processor.  Everything is written under a temporary name and
+moved into place, so several processes may build at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from handgrad.emulator.compiler import Compiler, cache_directory, environment, find_compiler, processor
+from handgrad.emulator.errors import EmulatorError
+
+RUNTIME = Path(__file__).resolve().parent / "runtime"
+HEADERS = ("*.cuh", "*.h", "*.hpp", "*.inc")
+KERNELS_A_UNIT = 8  # expressions compiled in one translation unit, at most
+
+COMMON_FLAGS = (
+    "-std=c++17",
+    "-march=native",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-strict-aliasing",  # kernels read float4 through float pointers
+    "-U_FORTIFY_SOURCE",
+    "-w",
+)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How kernels are compiled and linked; the sanitizers and counters are further modes."""
+
+    kernel_flags: tuple[str, ...]
+    runtime_flags: tuple[str, ...] = ("-O2",)
+    link_flags: tuple[str, ...] = ()
+
+
+MODES = {
+    "plain": Mode(("-O3", "-ffp-contract=fast", "-fno-math-errno", "-ffunction-sections", "-fdata-sections")),
+}
+
+
+def symbol_of(expression: str) -> str:
+    """The exported name of a kernel expression; also the stem of its library."""
+    return "kernel_" + hashlib.sha256(expression.encode()).hexdigest()[:24]
+
+
+def build(source: Path, expression: str, mode: str = "plain") -> Path:
+    """The library of one kernel, built where the cache has none.
+
+    Raises :class:`EmulatorError` with the compiler's first message where the kernel does not compile.
+    """
+    library = _library(source, expression, mode)
+    if not library.exists():
+        _compile(source, (expression,), mode)
+    return library
+
+
+def prebuild(pairs: Iterable[tuple[Path, str]], workers: int | None = None, mode: str = "plain") -> None:
+    """Build many kernels in parallel, several in one translation unit; those in the cache cost nothing.
+
+    Where some do not compile the others are still built, and the first error is raised.
+    """
+    missing: dict[Path, list[str]] = {}
+    for source, expression in dict.fromkeys(pairs):
+        if not _library(source, expression, mode).exists():
+            missing.setdefault(source, []).append(expression)
+    total = sum(len(expressions) for expressions in missing.values())
+    if total == 0:
+        return
+    workers = workers or os.cpu_count() or 1
+    runtime_library(mode)
+    size = max(1, min(KERNELS_A_UNIT, -(-total // workers)))
+    units = [
+        (source, tuple(expressions[start : start + size]))
+        for source, expressions in missing.items()
+        for start in range(0, len(expressions), size)
+    ]
+
+    def compile_unit(unit: tuple[Path, tuple[str, ...]]) -> EmulatorError | None:
+        source, expressions = unit
+        try:
+            _compile(source, expressions, mode)
+        except EmulatorError as error:
+            if len(expressions) == 1:
+                return error
+            errors = [compile_unit((source, (expression,))) for expression in expressions]
+            return next((one for one in errors if one), error)
+        return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        errors = [error for error in pool.map(compile_unit, units) if error]
+    if errors:
+        raise errors[0]
+
+
+def source_files(source: Path) -> list[Path]:
+    """The source and every header beside it: what a kernel may depend on."""
+    if not source.is_file():
+        raise EmulatorError(f"{source}: no such kernel source")
+    return [*sorted({path for pattern in HEADERS for path in source.parent.glob(pattern)}), source]
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """A digest of the names and contents of ``files``."""
+    digest = hashlib.sha256()
+    for path in files:
+        data = path.read_bytes()
+        digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()[:24]
+
+
+@functools.lru_cache(maxsize=256)
+def source_digest(source: Path) -> str:
+    """:func:`digest_of` a kernel source, read once a process: a running program keeps its kernels."""
+    return digest_of(source_files(source))
+
+
+@functools.cache
+def _toolchain_digest(mode: str, compiler: Compiler) -> str:
+    """A digest of all that is not the kernel's own source."""
+    runtime = digest_of(sorted(path for path in RUNTIME.rglob("*") if path.suffix in (".h", ".cpp")))
+    parts = (runtime, COMMON_FLAGS, mode, MODES[mode], compiler, processor())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _folder(source: Path, digest: str, mode: str) -> Path:
+    toolchain = _toolchain_digest(mode, find_compiler())
+    key = hashlib.sha256(f"{digest} {toolchain}".encode()).hexdigest()[:16]
+    return cache_directory() / f"{source.stem}-{key}"
+
+
+def _library(source: Path, expression: str, mode: str) -> Path:
+    return _folder(source, source_digest(source), mode) / f"{symbol_of(expression)}.so"
+
+
+@functools.cache
+def runtime_library(mode: str = "plain") -> Path:
+    """The runtime that all kernels share, built where the cache has none."""
+    compiler = find_compiler()
+    name = f"libhandgrad_emulator_{_toolchain_digest(mode, compiler)}.so"
+    library = cache_directory() / name
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as scratch:
+            output = Path(scratch) / name
+            flags = (*COMMON_FLAGS, *MODES[mode].runtime_flags, f"-Wl,-soname,{name}")
+            _run(
+                (*compiler.command, *flags, "-shared", "scheduler.cpp", "-o", str(output)),
+                RUNTIME,
+                "the emulator's runtime",
+            )
+            output.replace(library)
+    return library
+
+
+def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
+    """Compile one translation unit and link a library for each of its kernels."""
+    compiler = find_compiler()
+    runtime = runtime_library(mode)
+    folder = _folder(source, source_digest(source), mode)
+    unit = f'#include "{source.name}"\n' + "".join(
+        f'#line 1 "(kernel expression)"\nEMULATED_EXPORT_KERNEL({symbol_of(expression)}, 0, {expression})\n'
+        for expression in expressions
+    )
+    what = f"{source.name}: {expressions[0] if len(expressions) == 1 else f'{len(expressions)} kernels'}"
+    flags = (*COMMON_FLAGS, *MODES[mode].kernel_flags)
+    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as name:
+        scratch = Path(name)
+        (scratch / "unit.cpp").write_text(unit)
+        compile_command = (
+            *compiler.command, *flags, "-I", str(source.parent), "-I", str(RUNTIME),
+            "-include", "emulated_cuda.h", "-c", str(scratch / "unit.cpp"), "-o", str(scratch / "unit.o"),
+        )  # fmt: skip
+        _run(compile_command, scratch, what)
+        folder.mkdir(exist_ok=True)
+        for expression in expressions:
+            symbol = symbol_of(expression)
+            # Only this kernel is visible, so the linker drops the others and their static shared memory.
+            (scratch / "exports").write_text(f"{{ global: {symbol}; local: *; }};\n")
+            output = scratch / f"{symbol}.so"
+            link_command = (
+                *compiler.command, "-shared", "-Wl,--gc-sections", "-Wl,--version-script=exports", "unit.o",
+                str(runtime), *MODES[mode].link_flags, "-lm", "-o", str(output),
+            )  # fmt: skip
+            _run(link_command, scratch, what)
+            output.replace(folder / output.name)
+
+
+def _run(command: Sequence[str], folder: Path, what: str) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment())
+    if result.returncode != 0:
+        raise EmulatorError(f"{what} does not compile: {first_error(result.stderr)}")
+
+
+def first_error(output: str) -> str:
+    """The compiler's first error as ``file:line: message``."""
+    for line in output.splitlines():
+        match = re.match(r"(?P<file>[^:]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)", line)
+        if match:
+            return f"{Path(match['file']).name}:{match['line']}: {match['message']}"
+    meaningful = [line.strip() for line in output.splitlines() if line.strip()]
+    return next(
+        (line for line in meaningful if "error" in line), meaningful[0] if meaningful else "no message"
+    )

@@ -1,0 +1,11 @@
+"""The emulator's errors: each message is one line."""
+
+from __future__ import annotations
+
+
+class EmulatorError(RuntimeError):
+    """A kernel did not compile, did not fit the architecture, or did something that a GPU forbids."""
+
+
+class CompilerNotFound(RuntimeError):
+    """No C++ compiler that the emulator can use; the message says what to install."""

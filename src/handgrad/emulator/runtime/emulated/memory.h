@@ -1,0 +1,52 @@
+// Loads, dynamic shared memory, alignment checks and reinterpretations of bits.
+#pragma once
+#include "threads.h"
+
+// Dynamic shared memory of the block, as `T* name`; on a GPU `extern __shared__`.
+#define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(emulated::current->dynamic_shared)
+
+namespace emulated {
+
+// What a GPU does with a misaligned vector access: ends the grid with an error.
+inline void require_aligned(const void* pointer, unsigned bytes, const char* file, int line) {
+    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0)
+        fail({file, line}, "misaligned %u-byte access to address %p", bytes, pointer);
+}
+
+template <typename To, typename From>
+To reinterpret_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    __builtin_memcpy(&to, &from, sizeof(To));
+    return to;
+}
+
+}  // namespace emulated
+
+template <typename T>
+T __ldg(const T* address) {
+    return *address;
+}
+template <typename T>
+T __ldcg(const T* address) {
+    return *const_cast<const volatile T*>(address);
+}
+template <typename T>
+T __ldcs(const T* address) {
+    return *address;
+}
+template <typename T>
+void __stcg(T* address, emulated::undeduced<T> value) {
+    *address = value;
+}
+template <typename T>
+void __stcs(T* address, emulated::undeduced<T> value) {
+    *address = value;
+}
+
+inline int __float_as_int(float x) { return emulated::reinterpret_bits<int>(x); }
+inline unsigned __float_as_uint(float x) { return emulated::reinterpret_bits<unsigned>(x); }
+inline float __int_as_float(int x) { return emulated::reinterpret_bits<float>(x); }
+inline float __uint_as_float(unsigned x) { return emulated::reinterpret_bits<float>(x); }
+inline long long __double_as_longlong(double x) { return emulated::reinterpret_bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return emulated::reinterpret_bits<double>(x); }

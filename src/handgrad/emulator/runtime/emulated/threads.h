@@ -1,0 +1,46 @@
+// What a CUDA thread knows of itself, and how the emulator reports a fault of the kernel.
+#pragma once
+#include "types.h"
+
+#define EMULATED_API __attribute__((visibility("default")))  // defined by the runtime library
+
+namespace emulated {
+
+// A place in the source.  As a default argument, `Site::here()` is the place of the outermost call.
+struct Site {
+    const char* file;
+    int line;
+    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
+};
+
+struct Thread {
+    uint3 index;           // threadIdx
+    uint3 block;           // blockIdx
+    unsigned linear;       // number of the thread in its block, x fastest
+    unsigned lane;         // linear % 32
+    unsigned warp;         // linear / 32
+    void* dynamic_shared;  // the block's dynamic shared memory
+};
+
+EMULATED_API extern Thread* current;  // the thread that runs now
+EMULATED_API extern dim3 block_dimensions;
+EMULATED_API extern dim3 grid_dimensions;
+
+// Ends the grid with this message; the thread that calls it never goes on.
+EMULATED_API [[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// Lets the other threads of the block run: for the emulated bodies of waiting loops.
+EMULATED_API void yield();
+
+}  // namespace emulated
+
+#define threadIdx (emulated::current->index)
+#define blockIdx (emulated::current->block)
+#define blockDim (emulated::block_dimensions)
+#define gridDim (emulated::grid_dimensions)
+inline constexpr int warpSize = 32;
+
+inline void __nanosleep(unsigned) { emulated::yield(); }
+[[noreturn]] inline void __trap(emulated::Site site = emulated::Site::here()) { emulated::fail(site, "__trap"); }

@@ -1,0 +1,66 @@
+// The threads that can run, and which of them runs next.
+#pragma once
+
+namespace emulated {
+
+constexpr int max_threads = 1024;  // a block, on every architecture
+
+enum class Order : int { forward, reverse, lifo, random };
+
+// xorshift64*
+class Random {
+public:
+    void seed(unsigned long long seed) { state_ = seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull; }
+    unsigned below(unsigned bound) {
+        state_ ^= state_ >> 12;
+        state_ ^= state_ << 25;
+        state_ ^= state_ >> 27;
+        return static_cast<unsigned>(((state_ * 0x2545F4914F6CDD1Dull) >> 32) * bound >> 32);
+    }
+
+private:
+    unsigned long long state_ = 1;
+};
+
+// A ring of thread numbers.  Every thread is in it at most once, so max_threads places are enough.
+class ReadyQueue {
+public:
+    void start(Order order, Random& random) {
+        order_ = order;
+        random_ = &random;
+        head_ = size_ = 0;
+    }
+    void push(int thread) { at(size_++) = thread; }
+
+    // Adds threads that became ready together.
+    void release(const int* threads, int count) {
+        const bool backwards = order_ == Order::reverse || order_ == Order::lifo;
+        for (int i = 0; i < count; ++i) push(threads[backwards ? count - 1 - i : i]);
+    }
+
+    // The next thread to run, or -1.  Last in, first out lets a group just released run ahead of the others.
+    int pop() {
+        if (size_ == 0) return -1;
+        if (order_ == Order::lifo) return at(--size_);
+        if (order_ == Order::random) {
+            int& chosen = at(static_cast<int>(random_->below(static_cast<unsigned>(size_))));
+            const int thread = chosen;
+            chosen = at(0);
+            at(0) = thread;
+        }
+        const int thread = at(0);
+        head_ = (head_ + 1) % max_threads;
+        --size_;
+        return thread;
+    }
+
+private:
+    int& at(int place) { return threads_[(head_ + place) % max_threads]; }
+
+    int threads_[max_threads];
+    int head_ = 0, size_ = 0;
+    Order order_ = Order::forward;
+    Random* random_ = nullptr;
+};
+
+}  // namespace emulated

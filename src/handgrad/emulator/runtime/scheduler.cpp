@@ -1,0 +1,362 @@
+// The runtime: runs the blocks of a grid one after another, every thread of a block as a fiber.
+//
+// Compiled once into a library that all kernels share; a kernel calls run_grid through its description.
+// A fiber runs until it waits in a barrier or a warp collective, or returns; the next ready one is then
+// chosen by the order asked for.  Nothing here allocates memory while fibers run.
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "emulated/barriers.h"
+#include "emulated/kernel.h"
+#include "emulated/warp.h"
+
+#include "context.h"
+#include "faults.h"
+#include "ready_queue.h"
+#include "stacks.h"
+#include "static_shared.h"
+
+namespace emulated {
+
+Thread* current;
+dim3 block_dimensions, grid_dimensions;
+
+namespace {
+
+enum class State { ready, at_barrier, at_collective, returned };
+
+struct Fiber {
+    Thread thread;
+    State state;
+    Context context;
+    const char* operation;  // what it waits in, and where
+    Site site;
+    bool predicate;         // its vote in a barrier
+    int outcome;
+    unsigned mask;          // its warp collective
+    void* argument;
+};
+
+// Lanes of a warp, as bits.
+struct Warp {
+    unsigned waiting;   // in a collective
+    unsigned returned;
+};
+
+Fiber fibers[max_threads];
+Warp warps[max_threads / 32];
+Fiber scheduler;  // the context of the caller: resumed when no thread can run, and after an error
+Fiber* running = &scheduler;
+
+int thread_count, returned_count;
+int all_threads[max_threads];  // 0, 1, 2, ...
+int barrier_count;    // threads that wait in the block's barrier
+int barrier_first;    // the first of them to arrive
+ReadyQueue ready;
+Random random_numbers;
+Launch* grid;
+void (*body)(void*);
+void* body_argument;
+
+// 0x7ff8 repeated is a NaN as float, as double and as either half type, and stays one when rounded to tf32.
+void fill_with_nan(void* memory, size_t bytes) {
+    auto* halves = static_cast<unsigned short*>(memory);
+    for (size_t i = 0; i < bytes / 2; ++i) halves[i] = 0x7ff8;
+    if (bytes % 2) static_cast<unsigned char*>(memory)[bytes - 1] = 0xff;
+}
+
+int number_of(const Fiber& fiber) { return static_cast<int>(&fiber - fibers); }
+
+const char* base_name(const char* path) {
+    const char* slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+void switch_to(Fiber& next) {
+    Fiber& from = *running;
+    if (&next == &from) return;
+    running = &next;
+    current = &next.thread;
+    switch_context(from.context, next.context);
+}
+
+void run_next() {
+    const int next = grid->failed ? -1 : ready.pop();
+    switch_to(next < 0 ? scheduler : fibers[next]);
+}
+
+// Text that names a thread: "(3,0,0)".
+struct Name {
+    char text[48];
+    explicit Name(const uint3& index) { snprintf(text, sizeof text, "(%u,%u,%u)", index.x, index.y, index.z); }
+};
+
+// Records an error of the grid; the first one stands.
+void record(const char* format, va_list arguments) {
+    if (!grid->failed) vsnprintf(grid->message, sizeof grid->message, format, arguments);
+    grid->failed = 1;
+}
+
+// Ends the grid with an error, from a fiber; the fiber is never resumed.
+[[noreturn]] void stop(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void stop(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    record(format, arguments);
+    va_end(arguments);
+    switch_to(scheduler);
+    abort();
+}
+
+// Where a fiber waits: "__syncthreads at linear.cu:31".
+struct Place {
+    char text[200];
+    explicit Place(const Fiber& fiber) {
+        snprintf(text, sizeof text, "%s at %s:%d", fiber.operation, base_name(fiber.site.file), fiber.site.line);
+    }
+};
+
+bool same_place(const Fiber& a, const Fiber& b) {
+    return a.site.line == b.site.line && (a.site.file == b.site.file || strcmp(a.site.file, b.site.file) == 0) &&
+           (a.operation == b.operation || strcmp(a.operation, b.operation) == 0);
+}
+
+void wait_at(Fiber& fiber, State state, const char* operation, Site site) {
+    fiber.state = state;
+    fiber.operation = operation;
+    fiber.site = site;
+}
+
+void release(const int* threads, int count) {
+    for (int i = 0; i < count; ++i) fibers[threads[i]].state = State::ready;
+    ready.release(threads, count);
+}
+
+// First function of every fiber.
+void run_thread() {
+    body(body_argument);
+    Fiber& fiber = *running;
+    fiber.state = State::returned;
+    ++returned_count;
+    Warp& warp = warps[fiber.thread.warp];
+    warp.returned |= 1u << fiber.thread.lane;
+    for (unsigned waiting = warp.waiting; waiting; waiting &= waiting - 1) {
+        const Fiber& other = fibers[fiber.thread.warp * 32 + __builtin_ctz(waiting)];
+        if (other.mask >> fiber.thread.lane & 1)
+            stop("thread %s of block %s returned while thread %s waits for it in %s (mask 0x%08x)",
+                 Name(fiber.thread.index).text, Name(fiber.thread.block).text, Name(other.thread.index).text,
+                 Place(other).text, other.mask);
+    }
+    if (barrier_count)
+        stop("thread %s of block %s returned while %d threads wait in %s", Name(fiber.thread.index).text,
+             Name(fiber.thread.block).text, barrier_count, Place(fibers[barrier_first]).text);
+    run_next();
+    abort();  // a returned fiber is never resumed
+}
+
+void record_deadlock(const char* format, ...) __attribute__((format(printf, 1, 2)));
+void record_deadlock(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    record(format, arguments);
+    va_end(arguments);
+}
+
+// No thread can run and some have not returned: names two that wait in different places, where there are two.
+void report_deadlock() {
+    const Fiber* first = nullptr;
+    const Fiber* other = nullptr;
+    for (int i = 0; i < thread_count; ++i) {
+        const Fiber& fiber = fibers[i];
+        if (fiber.state == State::returned) continue;
+        if (!first) first = &fiber;
+        else if (!other && !same_place(fiber, *first)) other = &fiber;
+    }
+    char second[256] = "";
+    if (other) snprintf(second, sizeof second, ", thread %s in %s", Name(other->thread.index).text, Place(*other).text);
+    record_deadlock("deadlock in block %s: %d of %d threads returned, thread %s waits in %s%s",
+                    Name(first->thread.block).text, returned_count, thread_count, Name(first->thread.index).text,
+                    Place(*first).text, second);
+}
+
+void run_block(uint3 block, void* dynamic_shared) {
+    returned_count = barrier_count = 0;
+    ready.start(static_cast<Order>(grid->order), random_numbers);
+    for (int i = 0; i < thread_count; ++i) {
+        Fiber& fiber = fibers[i];
+        fiber.thread.block = block;
+        fiber.thread.dynamic_shared = dynamic_shared;
+        prepare(fiber.context, stack_of(i), stack_bytes(i), run_thread);
+    }
+    memset(warps, 0, sizeof warps);
+    release(all_threads, thread_count);
+    run_next();
+    if (!grid->failed && returned_count != thread_count) report_deadlock();
+}
+
+void number_threads(dim3 block) {
+    thread_count = static_cast<int>(block.x * block.y * block.z);
+    unsigned linear = 0;
+    for (unsigned z = 0; z < block.z; ++z)
+        for (unsigned y = 0; y < block.y; ++y)
+            for (unsigned x = 0; x < block.x; ++x, ++linear) {
+                fibers[linear].thread = {{x, y, z}, {}, linear, linear % 32, linear / 32, nullptr};
+                all_threads[linear] = static_cast<int>(linear);
+            }
+}
+
+// The order of the blocks, by linear number; nullptr where there is no memory for it.
+unsigned long long* block_order(unsigned long long count) {
+    auto* order = static_cast<unsigned long long*>(malloc(count * sizeof(unsigned long long)));
+    if (!order) return nullptr;
+    const Order wanted = static_cast<Order>(grid->order);
+    const bool backwards = wanted == Order::reverse || wanted == Order::lifo;
+    for (unsigned long long i = 0; i < count; ++i) order[i] = backwards ? count - 1 - i : i;
+    if (wanted == Order::random)
+        for (unsigned long long i = count; i > 1; --i) {
+            const unsigned long long other = random_numbers.below(static_cast<unsigned>(i));
+            const unsigned long long swapped = order[i - 1];
+            order[i - 1] = order[other];
+            order[other] = swapped;
+        }
+    return order;
+}
+
+}  // namespace
+
+void fail(Site site, const char* format, ...) {
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    stop("%s by thread %s of block %s at %s:%d", text, Name(current->index).text, Name(current->block).text,
+         base_name(site.file), site.line);
+}
+
+void stop_at_fault(int signal, const void* address) {
+    if (running == &scheduler) abort();  // a fault of the emulator itself
+    const Name thread(current->index), block(current->block);
+    if (signal == SIGFPE) stop("integer division by zero in thread %s of block %s", thread.text, block.text);
+    if (is_guard(address))
+        stop("thread %s of block %s needs more than %zu KB of stack", thread.text, block.text, stack_size / 1024);
+    stop("access to invalid address %p by thread %s of block %s", address, thread.text, block.text);
+}
+
+StaticShared find_static_shared(const void* address) {
+    SegmentSearch search = {reinterpret_cast<uintptr_t>(address), {}};
+    dl_iterate_phdr(inspect_library, &search);
+    return search.found;
+}
+
+void yield() {
+    ready.push(number_of(*running));
+    run_next();
+}
+
+int block_barrier(Vote vote, bool predicate, const char* name, Site site) {
+    Fiber& fiber = *running;
+    wait_at(fiber, State::at_barrier, name, site);
+    fiber.predicate = predicate;
+    if (returned_count)
+        stop("%s reached by thread %s of block %s after %d threads returned", Place(fiber).text,
+             Name(fiber.thread.index).text, Name(fiber.thread.block).text, returned_count);
+    if (barrier_count == 0) barrier_first = number_of(fiber);
+    const Fiber& first = fibers[barrier_first];
+    if (!same_place(first, fiber))
+        stop("divergent barrier in block %s: thread %s waits in %s, thread %s in %s", Name(fiber.thread.block).text,
+             Name(first.thread.index).text, Place(first).text, Name(fiber.thread.index).text, Place(fiber).text);
+    if (++barrier_count == thread_count) {
+        int in_favour = 0;
+        for (int i = 0; i < thread_count; ++i) in_favour += fibers[i].predicate;
+        const int outcome = vote == Vote::count ? in_favour
+                            : vote == Vote::all ? in_favour == thread_count
+                                                : in_favour > 0;
+        for (int i = 0; i < thread_count; ++i) fibers[i].outcome = outcome;
+        barrier_count = 0;
+        release(all_threads, thread_count);
+    }
+    run_next();
+    return fiber.outcome;
+}
+
+void warp_collective(unsigned mask, void* argument, CollectiveFunction function, const char* name, Site site) {
+    Fiber& fiber = *running;
+    wait_at(fiber, State::at_collective, name, site);
+    fiber.mask = mask;
+    fiber.argument = argument;
+    Warp& warp = warps[fiber.thread.warp];
+    const int base = static_cast<int>(fiber.thread.warp) * 32;
+    const int lanes = thread_count - base < 32 ? thread_count - base : 32;
+    const unsigned existing = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
+    if (!(mask >> fiber.thread.lane & 1))
+        stop("%s: lane %u (thread %s of block %s) is not in its own mask 0x%08x", Place(fiber).text, fiber.thread.lane,
+             Name(fiber.thread.index).text, Name(fiber.thread.block).text, mask);
+    if (mask & ~existing)
+        stop("%s: mask 0x%08x of thread %s names lanes that do not exist: warp %u of block %s has %d lanes",
+             Place(fiber).text, mask, Name(fiber.thread.index).text, fiber.thread.warp, Name(fiber.thread.block).text,
+             lanes);
+    if (mask & warp.returned)
+        stop("%s: lane %d in mask 0x%08x of thread %s of block %s has already returned", Place(fiber).text,
+             __builtin_ctz(mask & warp.returned), mask, Name(fiber.thread.index).text, Name(fiber.thread.block).text);
+    warp.waiting |= 1u << fiber.thread.lane;
+    const bool complete = (warp.waiting & mask) == mask;
+    // Each lane is compared with one that waits, and the last one with all: masks may overlap in part.
+    void* arguments[32] = {};
+    int members[32];
+    int count = 0;
+    for (unsigned left = mask & warp.waiting; left; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        const Fiber& other = fibers[base + lane];
+        if (other.mask != mask || !same_place(other, fiber))
+            stop("warp divergence in block %s: thread %s waits in %s with mask 0x%08x, thread %s in %s with mask 0x%08x",
+                 Name(fiber.thread.block).text, Name(other.thread.index).text, Place(other).text, other.mask,
+                 Name(fiber.thread.index).text, Place(fiber).text, mask);
+        if (!complete) break;
+        arguments[lane] = other.argument;
+        members[count++] = base + lane;
+    }
+    if (complete) {
+        function(arguments, mask);
+        warp.waiting &= ~mask;
+        release(members, count);
+    }
+    run_next();
+}
+
+void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument, StaticShared shared) {
+    grid = &launch;
+    body = kernel_body;
+    body_argument = argument;
+    launch.failed = 0;
+    grid_dimensions = {launch.grid[0], launch.grid[1], launch.grid[2]};
+    block_dimensions = {launch.block[0], launch.block[1], launch.block[2]};
+    random_numbers.seed(launch.seed);
+    number_threads(block_dimensions);
+    running = &scheduler;
+
+    const unsigned long long blocks = 1ull * launch.grid[0] * launch.grid[1] * launch.grid[2];
+    unsigned long long* order = block_order(blocks);
+    void* dynamic_shared = launch.dynamic_shared ? aligned_alloc(1024, (launch.dynamic_shared + 1023) / 1024 * 1024) : nullptr;
+    void* static_shared = static_shared_memory(shared);
+    if (!order || (launch.dynamic_shared && !dynamic_shared) || !make_stacks()) {
+        launch.failed = 1;
+        snprintf(launch.message, sizeof launch.message, "out of memory for a grid of %llu blocks", blocks);
+    }
+    FaultHandlers handlers;
+    for (unsigned long long i = 0; i < blocks && !launch.failed; ++i) {
+        const unsigned long long number = order[i];
+        if (shared.bytes) fill_with_nan(static_shared, shared.bytes);
+        if (dynamic_shared) fill_with_nan(dynamic_shared, launch.dynamic_shared);
+        run_block({static_cast<unsigned>(number % launch.grid[0]),
+                   static_cast<unsigned>(number / launch.grid[0] % launch.grid[1]),
+                   static_cast<unsigned>(number / launch.grid[0] / launch.grid[1])},
+                  dynamic_shared);
+    }
+    free(dynamic_shared);
+    free(order);
+}
+
+}  // namespace emulated

@@ -1,0 +1,103 @@
+"""What the emulator pretends to be: an architecture with its launch limits, and an order of threads.
+
+:func:`settings` holds inside a ``with`` block; outside of any, the environment variables
+``HANDGRAD_EMULATOR_ARCH``, ``HANDGRAD_EMULATOR_ORDER`` and ``HANDGRAD_EMULATOR_SEED`` do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+# Shared memory that one block may use after opting in, in bytes: CUDA C++ Programming Guide, table
+# "Technical Specifications per Compute Capability".
+SHARED_BYTES_PER_BLOCK = {
+    "sm_75": 64 * 1024,
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+}
+# The same on all of them.
+STATIC_SHARED_BYTES = 48 * 1024
+THREADS_PER_BLOCK = 1024
+BLOCK_LIMITS = (1024, 1024, 64)
+GRID_LIMITS = (2**31 - 1, 65535, 65535)
+
+ORDERS = ("forward", "reverse", "lifo", "random")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``arch`` sets the limits of a launch; ``order`` the order in which blocks and ready threads run.
+
+    ``"forward"`` lowest first, ``"reverse"`` highest first, ``"lifo"`` lets a group of threads that a barrier
+    released run ahead, ``"random"`` draws by ``seed``: the same seed gives the same order.
+    """
+
+    arch: str = "sm_80"
+    order: str = "forward"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.arch not in SHARED_BYTES_PER_BLOCK:
+            raise ValueError(f"arch: expected one of {', '.join(SHARED_BYTES_PER_BLOCK)}, got {self.arch!r}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {self.order!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {self.seed!r}")
+
+
+_chosen: ContextVar[Settings | None] = ContextVar("handgrad_emulator_settings", default=None)
+
+
+def current_settings() -> Settings:
+    """The settings that a launch made now would run under."""
+    return _chosen.get() or _from_environment()
+
+
+@contextlib.contextmanager
+def settings(
+    arch: str | None = None, order: str | None = None, seed: int | None = None
+) -> Iterator[Settings]:
+    """Run launches inside the block under these settings; what is not given stays as it is outside.
+
+    >>> with settings(arch="sm_90", order="random", seed=7):
+    ...     pass
+    """
+    outer = current_settings()
+    inner = Settings(
+        outer.arch if arch is None else arch,
+        outer.order if order is None else order,
+        outer.seed if seed is None else seed,
+    )
+    token = _chosen.set(inner)
+    try:
+        yield inner
+    finally:
+        _chosen.reset(token)
+
+
+@functools.cache
+def _from_environment() -> Settings:
+    given = {}
+    for field in ("arch", "order", "seed"):
+        name = f"HANDGRAD_EMULATOR_{field.upper()}"
+        if os.environ.get(name):
+            given[field] = (name, os.environ[name])
+    seed_text = given.get("seed", ("", "0"))[1]
+    try:
+        return Settings(
+            given.get("arch", ("", Settings.arch))[1],
+            given.get("order", ("", Settings.order))[1],
+            int(seed_text) if seed_text.isdecimal() else seed_text,  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        field = str(error).split(":")[0]
+        raise ValueError(f"environment variable {given[field][0]}: {error}") from None
