@@ -71,15 +71,15 @@ inline T abs(T x) {
 
 // min and max of any two arithmetic types, of their common type; for floats they skip NaN, as fmin does.
 template <typename A, typename B>
-inline constexpr auto min(A a, B b) -> decltype(true ? a : b) {
-    using T = decltype(true ? a : b);
+inline constexpr auto min(A a, B b) -> decltype(a + b) {  // a value: of two ints, "true ? a : b" would be a reference
+    using T = decltype(a + b);
     if constexpr (emulated::same<decltype(a + b), float>) return __builtin_fminf(a, b);
     else if constexpr (emulated::same<decltype(a + b), double>) return __builtin_fmin(a, b);
     else return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
 }
 template <typename A, typename B>
-inline constexpr auto max(A a, B b) -> decltype(true ? a : b) {
-    using T = decltype(true ? a : b);
+inline constexpr auto max(A a, B b) -> decltype(a + b) {  // a value: of two ints, "true ? a : b" would be a reference
+    using T = decltype(a + b);
     if constexpr (emulated::same<decltype(a + b), float>) return __builtin_fmaxf(a, b);
     else if constexpr (emulated::same<decltype(a + b), double>) return __builtin_fmax(a, b);
     else return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
