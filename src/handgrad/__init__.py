@@ -5,9 +5,11 @@
 
 from handgrad import arrays, kernel, ops
 from handgrad.arrays import DeviceError, get_array_module, to_device, to_numpy
+from handgrad.checkpoint import load, save
 from handgrad.layouts import from_torch, to_torch
 from handgrad.network import MLP, Gradients
 from handgrad.ops.optimizer import SGD, Adam, AdamW
+from handgrad.training import History, evaluate, fit
 
 __version__ = "0.1.0"
 
@@ -18,11 +20,16 @@ __all__ = [
     "AdamW",
     "DeviceError",
     "Gradients",
+    "History",
     "arrays",
+    "evaluate",
+    "fit",
     "from_torch",
     "get_array_module",
     "kernel",
+    "load",
     "ops",
+    "save",
     "to_device",
     "to_numpy",
     "to_torch",
