@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stand_in_cupy import StandInCupy
 
 from handgrad import arrays, kernel
-
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests share the modules beside them
-
-from stand_in_cupy import StandInCupy
 
 
 @pytest.fixture
