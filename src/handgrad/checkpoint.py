@@ -183,9 +183,9 @@ def _digest(metadata: Mapping[str, str], tensors: Tensors) -> str:
 
 
 def _check_sizes(config: Mapping[str, Any], values: Tensors, path: str | Path) -> None:
-    """The configuration asks for no more than the file holds: nothing large is allocated on its word alone."""
+    """The configuration asks for what the file holds: nothing large is allocated on its word alone."""
     sizes = config.get("sizes")
-    if not isinstance(sizes, list) or not all(isinstance(size, int) and 0 < size for size in sizes):
+    if not isinstance(sizes, list) or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise CheckpointError(f"{path}: damaged: its sizes are {sizes!r}")
     shapes = {f"W{layer}": pair for layer, pair in enumerate(itertools.pairwise(sizes), start=1)}
     if shapes != {name: array.shape for name, array in values.items() if name.startswith("W")}:
