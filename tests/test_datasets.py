@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import pickle
-import struct
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import write_idx
 
 from handgrad import datasets
 from handgrad.data.make_mnist_subset import make
@@ -25,25 +24,6 @@ def mapped(array: np.ndarray) -> bool:
     while array is not None and not isinstance(array, np.memmap):
         array = array.base
     return array is not None
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file written independently of the reader: magic, sizes, values."""
-    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype("u1").tobytes()
-
-
-def write_idx(folder: Path, mark: str = "-", ending: str = "", train: int = 60, test: int = 20) -> dict:
-    rng = np.random.default_rng(3)
-    arrays = {
-        f"train-images{mark}idx3-ubyte": rng.integers(0, 256, (train, 4, 5)),
-        f"train-labels{mark}idx1-ubyte": np.arange(train) % 10,
-        f"t10k-images{mark}idx3-ubyte": rng.integers(0, 256, (test, 4, 5)),
-        f"t10k-labels{mark}idx1-ubyte": np.arange(test)[::-1] % 10,
-    }
-    for name, array in arrays.items():
-        content = idx_bytes(array)
-        (folder / (name + ending)).write_bytes(gzip.compress(content) if ending else content)
-    return dict(zip(("X_train", "y_train", "X_test", "y_test"), arrays.values(), strict=True))
 
 
 def test_embedded_subset_is_mnist() -> None:
@@ -102,6 +82,25 @@ def test_npz_with_test_part(tmp_path: Path, capital: str, save) -> None:
     np.testing.assert_array_equal(test.X, X[20:])
     np.testing.assert_array_equal(test.y, y[20:])
     assert (train.scale, train.classes, train.X.dtype) == (1.0, 3, np.float32)
+
+
+def test_capital_x_is_taken_where_both_are_stored(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 2)), X=np.ones((4, 2)), y=[0, 1, 0, 1], Y=[1, 1, 1, 0])
+    train = datasets.load(tmp_path / "d.npz", test_fraction=0).train
+    np.testing.assert_array_equal(train.X, np.ones((4, 2)))
+    np.testing.assert_array_equal(train.y, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 2, 2)])
+def test_fortran_order(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    X = np.arange(24.0, dtype=np.float32).reshape(shape)
+    np.savez(tmp_path / "d.npz", X=np.asfortranarray(X), y=[0, 1, 0, 1, 1, 0])
+    np.save(tmp_path / "X.npy", np.asfortranarray(X))
+    np.save(tmp_path / "y.npy", [0, 1, 0, 1, 1, 0])
+    for spec in (tmp_path / "d.npz", f"{tmp_path / 'X.npy'},{tmp_path / 'y.npy'}"):
+        train = datasets.load(spec, test_fraction=0).train
+        np.testing.assert_array_equal(train.X, X.reshape(6, 4))
+        assert train.X.flags.c_contiguous
 
 
 def test_held_out_part_is_the_documented_one(tmp_path: Path) -> None:
@@ -222,6 +221,7 @@ CSV = [
     ("1,2.5,0\n3,4,1\n5,-6e1,2\n7,8,1\n", None, [[1, 2.5], [3, 4], [5, -60], [7, 8]], [0, 1, 2, 1]),
     ("a,b,c\n1,2,0\n3,4,1\n", None, [[1, 2], [3, 4]], [0, 1]),
     ("\ufeffa,b,c\r\n1,2,0\r\n\r\n3,4,1\r\n", None, [[1, 2], [3, 4]], [0, 1]),
+    ("\ufeff1,2,0\n3,4,1\n", None, [[1, 2], [3, 4]], [0, 1]),
     ("\n\na,b,c\n1,2,0\n3,4,1\n", None, [[1, 2], [3, 4]], [0, 1]),
     ("label,b,c\n1,2,0\n0,4,1\n", None, [[2, 0], [4, 1]], [1, 0]),
     ("a,Target,c\n1,1,0\n3,0,1\n", None, [[1, 0], [3, 1]], [1, 0]),
@@ -250,6 +250,35 @@ def test_csv_regression(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("1,40\n2,55\n3,31\n")
     train = datasets.load(tmp_path / "d.csv", task="regression", test_fraction=0).train
     assert (train.y.tolist(), train.classes) == ([[40.0], [55.0], [31.0]], 0)
+
+
+def test_features_alone(tmp_path: Path) -> None:
+    X, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6) % 2
+    np.save(tmp_path / "X.npy", X)
+    np.save(tmp_path / "y.npy", y)
+    np.save(tmp_path / "other.npy", X + 1)
+    X_npy, y_npy, other = (tmp_path / name for name in ("X.npy", "y.npy", "other.npy"))
+    np.savez(tmp_path / "X.npz", X=X)
+    np.savez(tmp_path / "only.npz", pixels=X)
+    np.savez(tmp_path / "both.npz", x_train=X + 1, y_train=y, x_test=X, y_test=y)
+    (tmp_path / "bare.csv").write_text("\n".join(f"{a},{b}" for a, b in X))
+    (tmp_path / "last.csv").write_text("a,b,c\n" + "\n".join(f"{a},{b},7" for a, b in X))
+    (tmp_path / "first.csv").write_text("label,a,b\n" + "\n".join(f"7,{a},{b}" for a, b in X))
+    pair, four = f"{X_npy},{y_npy}", f"{other},{y_npy},{X_npy},{y_npy}"
+    for spec in (X_npy, pair, four, *(tmp_path.glob("*.npz")), *(tmp_path.glob("*.csv"))):
+        data = datasets.load_features(spec, 2)
+        np.testing.assert_array_equal(data.X, X, err_msg=str(spec))
+        assert (data.y.shape, data.scale, data.classes) == ((6, 0), 1.0, 0)
+        assert mapped(data.X) == str(spec).endswith(".npy")
+    by_name = datasets.load_features(tmp_path / "last.csv", 2, target="a")
+    np.testing.assert_array_equal(by_name.X, np.stack([X[:, 1], np.full(6, 7)], axis=1))
+    arrays = write_idx(tmp_path)
+    for spec, key in ((tmp_path, "X_test"), (tmp_path / "train-images-idx3-ubyte", "X_train")):
+        data = datasets.load_features(spec, 20)
+        np.testing.assert_array_equal(data.X, arrays[key].reshape(-1, 20))
+        assert data.scale == 1 / 255
+    assert datasets.load_features("mnist-subset", 784, scale=0.5).scale == 0.5
+    np.testing.assert_array_equal(datasets.load_features("mnist-subset", 784).X, datasets.load().test.X)
 
 
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:

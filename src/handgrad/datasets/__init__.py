@@ -1,4 +1,4 @@
-"""Data sets for training: ``load(spec)`` gives a training and a test part, checked.
+"""Data sets: ``load(spec)`` gives a training and a test part, ``load_features(spec, D)`` features alone.
 
 ==========================  ==============================================================================
 ``spec``                    what is read
@@ -26,14 +26,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from handgrad.datasets.csv_file import read_csv
-from handgrad.datasets.dataset import Array, DataError, Dataset, Split
+from handgrad.datasets.dataset import EMBEDDED, Array, DataError, Dataset, Split, existing_file
+from handgrad.datasets.features import load_features
 from handgrad.datasets.idx import read_directory
-from handgrad.datasets.numpy_files import map_npy, read_npz
+from handgrad.datasets.numpy_files import map_npy, part_keys, read_npz
 from handgrad.datasets.parts import Options, Part, array_part, assemble
 
-__all__ = ["EMBEDDED", "DataError", "Dataset", "Split", "load"]
+__all__ = ["EMBEDDED", "DataError", "Dataset", "Split", "load", "load_features"]
 
-EMBEDDED = Path(__file__).parent.parent / "data" / "mnist_subset.npz"
 _SPECS = "mnist-subset, a directory with the four IDX files, FILE.npz, FILE.csv or X.npy,y.npy"
 
 
@@ -68,7 +68,7 @@ def load(
     if target is not None and not text.lower().endswith(".csv"):
         raise DataError(f"{text}: target={target!r} chooses a column of a .csv; leave it out")
     if text == "mnist-subset":
-        return assemble(text, *_parts(read_npz(EMBEDDED)), options)
+        return assemble(text, *_parts(read_npz(EMBEDDED, part_keys)), options)
     if text.lower().endswith(".npy"):
         return assemble(text, *_mapped_parts(text), options)
     path = Path(text).expanduser()
@@ -76,20 +76,12 @@ def load(
         arrays = {key: (str(file), array) for key, (file, array) in read_directory(path).items()}
         return assemble(text, *_parts(arrays), options)
     if path.suffix.lower() == ".npz":
-        return assemble(text, *_parts(read_npz(_existing(path))), options)
+        return assemble(text, *_parts(read_npz(existing_file(path), part_keys)), options)
     if path.suffix.lower() == ".csv":
-        return assemble(text, read_csv(_existing(path), target, task), None, options)
+        return assemble(text, read_csv(existing_file(path), target, task), None, options)
     if path.exists():
         raise DataError(f"{text}: unknown kind of file; expected {_SPECS}")
     raise DataError(f"{text}: unknown data set, and no such file or directory; expected {_SPECS}")
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(f"{path}: no such file (looked in {path.absolute().parent}); check the path")
-    if not path.is_file():
-        raise DataError(f"{path}: not a file; give the path of a file")
-    return path
 
 
 def _parts(arrays: dict[str, tuple[str, Array]]) -> tuple[Part, Part | None]:
@@ -101,10 +93,11 @@ def _parts(arrays: dict[str, tuple[str, Array]]) -> tuple[Part, Part | None]:
 
 
 def _mapped_parts(text: str) -> tuple[Part, Part | None]:
-    paths = [_existing(Path(name.strip()).expanduser()) for name in text.split(",")]
+    paths = [existing_file(Path(name.strip()).expanduser()) for name in text.split(",")]
     if len(paths) not in (2, 4):
         raise DataError(
-            f"{text}: {len(paths)} .npy files, expected X.npy,y.npy (or also X_test.npy,y_test.npy)"
+            f"{text}: {len(paths)} .npy file{'s' * (len(paths) > 1)}, expected 2 or 4; "
+            "give X.npy,y.npy or X.npy,y.npy,X_test.npy,y_test.npy"
         )
     arrays = [map_npy(path) for path in paths]
     pairs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,28 +22,17 @@ def read_csv(path: Path, target: str | int | None, task: str) -> Part:
     The target is column ``target`` (name, or number from 0, negative from the end); by default the column
     named label, target or y, else the last.
     """
-    names, lines = header(path)
-    table = _numbers(path, lines)
-    if table.shape[0] == 0:
-        raise DataError(f"{path}: an empty set: no line of numbers; give at least one sample")
+    names, table, place = read_table(path)
     width = table.shape[1]
-    if names and len(names) != width:
-        raise DataError(f"{path}: {len(names)} column names but {width} columns; give each column one name")
     if width < 2:
         raise DataError(
             f"{path}: 1 column, expected at least one feature and the target; separate the fields by commas"
         )
-    index = _target_column(path, names, width, target)
+    index = target_column(path, names, width, target)
     feature_columns = [column for column in range(width) if column != index]
     X, y = table[:, feature_columns], table[:, index]
     if task != "regression" and bool((np.isfinite(y) & (y == np.floor(y)) & (np.abs(y) < 2**53)).all()):
         y = y.astype(np.int64)
-
-    def place(row: int, column: int) -> str:
-        line, _ = next(itertools.islice(_records(path), row + bool(names), None))
-        named = f" ({names[column]})" if names and names[column] else ""
-        return f"{path}: line {line}, column {column + 1}{named}"
-
     return Part(
         X,
         y,
@@ -52,6 +41,25 @@ def read_csv(path: Path, target: str | int | None, task: str) -> Part:
         lambda row, column: place(row, feature_columns[column]),
         lambda row, column: place(row, index),
     )
+
+
+def read_table(path: Path) -> tuple[list[str], Array, Callable[[int, int], str]]:
+    """Column names ([] where there are none), the numbers (N, columns), and how to name a place in them."""
+    names, lines = header(path)
+    table = _numbers(path, lines)
+    if len(table) == 0:
+        raise DataError(f"{path}: an empty set: no line of numbers; give at least one sample")
+    if names and len(names) != table.shape[1]:
+        raise DataError(
+            f"{path}: {len(names)} column names but {table.shape[1]} columns; give each column one name"
+        )
+
+    def place(row: int, column: int) -> str:
+        line, _ = next(itertools.islice(_records(path), row + bool(names), None))
+        named = f" ({names[column]})" if names and names[column] else ""
+        return f"{path}: line {line}, column {column + 1}{named}"
+
+    return names, table, place
 
 
 def header(path: Path) -> tuple[list[str], int]:
@@ -97,7 +105,10 @@ def _first_fault(path: Path, header_lines: int) -> str:
         for column, field in enumerate(fields):
             if not _is_number(field):
                 what = f"{field.strip()[:40]!r}, not a number" if field.strip() else "empty"
-                return f"{path}: line {line}, column {column + 1} is {what}; write a number there"
+                remedy = (
+                    "separate the fields by commas" if set(field) & set(";\t") else "write a number there"
+                )
+                return f"{path}: line {line}, column {column + 1} is {what}; {remedy}"
         if len(fields) != width:
             return f"{path}: line {line} has {len(fields)} fields, the lines before {width}; make them equal"
     return ""
@@ -127,7 +138,8 @@ def _is_number(field: str) -> bool:
     return "_" not in field
 
 
-def _target_column(path: Path, names: list[str], width: int, target: str | int | None) -> int:
+def target_column(path: Path, names: list[str], width: int, target: str | int | None) -> int:
+    """The number of the column that ``target`` names; see ``read_csv``."""
     if target is None:
         named = [column for column, name in enumerate(names) if name.lower() in TARGET_NAMES]
         return named[0] if len(named) == 1 else width - 1
@@ -141,5 +153,5 @@ def _target_column(path: Path, names: list[str], width: int, target: str | int |
             f"{path}: no column named {target!r} (the header has {held}); name one of them"
         ) from None
     if not -width <= index < width:
-        raise DataError(f"{path}: no column {index}; expected {-width} to {width - 1}")
+        raise DataError(f"{path}: no column {index}; the target is a column from {-width} to {width - 1}")
     return index % width

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array = NDArray[Any]
+EMBEDDED = Path(__file__).parent.parent / "data" / "mnist_subset.npz"
 
 
 class DataError(ValueError):
@@ -56,3 +58,12 @@ class Split(NamedTuple):
 
     train: Dataset
     test: Dataset
+
+
+def existing_file(path: Path) -> Path:
+    """``path``, after a look whether it is a file."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file (looked in {path.absolute().parent}); check the path")
+    if not path.is_file():
+        raise DataError(f"{path}: not a file; give the path of a file")
+    return path

@@ -11,6 +11,7 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -19,6 +20,7 @@ import numpy as np
 from handgrad.datasets.dataset import Array, DataError
 from handgrad.datasets.idx import DEFLATE_RATIO, fill
 
+STANDARD_NAMES = ("X", "y", "X_train", "y_train", "X_test", "y_test")
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError, tokenize.TokenError)
 _BAD_ARCHIVE = (
     zipfile.BadZipFile,
@@ -31,15 +33,15 @@ _BAD_ARCHIVE = (
 )
 
 
-def read_npz(path: Path) -> dict[str, tuple[str, Array]]:
-    """``X, y``, or ``X_train, y_train`` and perhaps ``X_test, y_test`` → (place, array)."""
+def read_npz(path: Path, choose: Callable[[Path, list[str]], dict[str, str]]) -> dict[str, tuple[str, Array]]:
+    """The arrays of ``path`` that ``choose(path, stored names)`` picks: its keys → (place, array)."""
     arrays: dict[str, tuple[str, Array]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = {
                 name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")
             }
-            for key, stored in chosen_keys(path, list(members)).items():
+            for key, stored in choose(path, list(members)).items():
                 arrays[key] = (
                     f"{path}: {stored}",
                     _read_member(archive, members[stored], f"{path}: {stored}"),
@@ -51,22 +53,39 @@ def read_npz(path: Path) -> dict[str, tuple[str, Array]]:
             f"{path}: does not fit into memory; save X.npy and y.npy, which are memory-mapped"
         ) from None
     except _BAD_ARCHIVE as error:
-        detail = " ".join(str(error).split()) or "it ends early"
+        detail = " ".join(str(error).split())[:120] or "it ends early"
         raise DataError(f"{path}: truncated or damaged, or no .npz ({detail}); save it again") from None
     return arrays
 
 
-def chosen_keys(path: Path, stored: list[str]) -> dict[str, str]:
+def feature_key(path: Path, stored: list[str]) -> dict[str, str]:
+    """Which stored array holds features to predict for: the test part's, X, or the only one."""
+    names = _standard_names(stored)
+    for key in ("X_test", "X", "X_train"):
+        if key in names:
+            return {"X": names[key]}
+    if len(stored) == 1:
+        return {"X": stored[0]}
+    held = ", ".join(sorted(stored)[:12]) or "no arrays"
+    raise DataError(f"{path}: no array X (it holds {held}); save the features as X")
+
+
+def _standard_names(stored: list[str]) -> dict[str, str]:
+    """{"X_train": "x_train", …}: the case of letters does not matter, but an exact name goes first."""
+    standard = {name.lower(): name for name in STANDARD_NAMES}
+    found = {standard[name.lower()]: name for name in sorted(stored) if name.lower() in standard}
+    return found | {name: name for name in stored if name in STANDARD_NAMES}
+
+
+def part_keys(path: Path, stored: list[str]) -> dict[str, str]:
     """Which stored array is which part: {"X_train": "x_train", …}."""
-    by_part: dict[str, str] = {}
-    for name in sorted(stored):  # "X" sorts before "x": where both are stored, the capital is taken
-        by_part.setdefault(name[:1].upper() + name[1:] if name[:1] in "xX" else name.lower(), name)
+    by_part = _standard_names(stored)
     names = {"X": "X_train", "y": "y_train"} if {"X", "y"} <= by_part.keys() else {}
     names = names or {key: key for key in ("X_train", "y_train", "X_test", "y_test")}
     chosen = {part: by_part[key] for key, part in names.items() if key in by_part}
     wanted = set(names.values()) if "X_test" in chosen or "y_test" in chosen else {"X_train", "y_train"}
     if wanted - chosen.keys():
-        held = ", ".join(sorted(stored)) or "no arrays"
+        held = ", ".join(sorted(stored)[:12]) or "no arrays"
         raise DataError(
             f"{path}: {' and '.join(sorted(wanted - chosen.keys()))} missing (it holds {held}); "
             "save X, y, or X_train, y_train, X_test, y_test"
@@ -87,7 +106,8 @@ def _read_member(archive: zipfile.ZipFile, member: str, place: str) -> Array:
         have = fill(values, cast(BinaryIO, stream))
         if have < size:
             check_size(place, shape, dtype, have)
-        stream.read(1)  # the end of the member: its checksum is compared
+        if stream.read(1):  # reading to the end also compares the checksum
+            raise DataError(f"{place}: more bytes than shape {shape} of {dtype} needs; save it again")
     return values.reshape(shape, order="F" if fortran else "C")
 
 
@@ -97,8 +117,6 @@ def map_npy(path: Path) -> Array:
         with path.open("rb") as stream:
             shape, _, dtype = read_header(stream, str(path))
             check_size(str(path), shape, dtype, path.stat().st_size - stream.tell())
-        if math.prod(shape) == 0:  # nothing to map
-            return np.empty(shape, dtype=dtype)
         mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None

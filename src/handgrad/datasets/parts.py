@@ -65,7 +65,9 @@ def array_part(
 def assemble(name: str, train: Part, test: Part | None, options: Options) -> Split:
     """Check both parts, hold out a test part where there is none, and scale images."""
     parts = [train] if test is None else [train, test]
-    features = [checked_features(part) for part in parts]
+    features = [checked_features(part.X, part.X_name, part.X_place) for part in parts]
+    for part in parts:
+        check_lengths(part)
     if test is not None and features[0].shape[1] != features[1].shape[1]:
         raise DataError(
             f"{test.X_name}: {features[1].shape[1]} features a sample, "
@@ -96,26 +98,30 @@ def assemble(name: str, train: Part, test: Part | None, options: Options) -> Spl
     )
 
 
-def checked_features(part: Part) -> Array:
-    """``part.X`` as (N, D) uint8, float32 or float64 without NaN or inf, and as long as ``part.y``."""
-    X = part.X
+def checked_features(X: Array, name: str, place: Callable[[int, int], str]) -> Array:
+    """``X`` as (N, D) uint8, float32 or float64 without NaN or inf; (N, 28, 28) becomes (N, 784)."""
     if X.dtype.kind not in "biuf":
-        raise DataError(f"{part.X_name}: dtype {X.dtype}, expected numbers; store it as uint8 or float32")
+        raise DataError(f"{name}: dtype {X.dtype}, expected numbers; store it as uint8 or float32")
     if X.ndim < 2:
         raise DataError(
-            f"{part.X_name}: shape {X.shape}, expected (samples, features); reshape one feature to (N, 1)"
+            f"{name}: shape {X.shape}, expected (samples, features); reshape one feature to (N, 1)"
         )
-    if X.size == 0 or part.y.size == 0:
-        what = f"{part.X_name}: shape {X.shape}" if X.size == 0 else f"{part.y_name}: shape {part.y.shape}"
-        raise DataError(f"{what}, an empty set; give at least one sample with one feature")
-    if part.y.ndim == 0 or len(X) != len(part.y):
+    if X.size == 0:
+        raise DataError(f"{name}: shape {X.shape}, an empty set; give at least one sample with one feature")
+    X = as_native(X.reshape(len(X), -1))
+    check_finite(X, place)
+    return X
+
+
+def check_lengths(part: Part) -> None:
+    """Raise unless each sample has one row in ``part.y``."""
+    if part.y.size == 0 and part.y.ndim > 0:
+        raise DataError(f"{part.y_name}: shape {part.y.shape}, an empty set; give each sample one target")
+    if part.y.ndim == 0 or len(part.X) != len(part.y):
         y_count = "a single number" if part.y.ndim == 0 else f"{len(part.y)} rows"
         raise DataError(
-            f"{part.y_name}: {y_count}, but {part.X_name} has {len(X)} rows; give each sample one target"
+            f"{part.y_name}: {y_count}, but {part.X_name} has {len(part.X)} rows; give each sample one target"
         )
-    X = as_native(X.reshape(len(X), -1))  # (N, 28, 28) becomes (N, 784)
-    check_finite(X, part.X_place)
-    return X
 
 
 def as_native(X: Array) -> Array:
