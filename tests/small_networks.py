@@ -7,7 +7,6 @@ import numpy as np
 from handgrad.arrays import to_numpy
 from handgrad.network import MLP
 
-
 X = np.random.default_rng(11).normal(size=(103, 6))
 LABELS = (X[:, 0] + X[:, 1] > 0).astype(int) + (X[:, 2] > 0)
 TARGETS = np.random.default_rng(12).normal(size=(103, 2))

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from handgrad import emulator
 from handgrad.arrays import to_numpy
+from handgrad.kernel import kernels_directory
 from handgrad.ops import optimizer as op
 from handgrad.ops.optimizer import SGD, Adam, AdamW
 from handgrad.parameters import FlatParameters
@@ -32,6 +34,25 @@ SETTINGS = {
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request):
     return np.dtype(request.param)
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The kernels as C++, compiled together; skips where there is no compiler."""
+    try:
+        emulator.find_compiler()
+    except emulator.CompilerNotFound as error:
+        pytest.skip(str(error))
+    file = kernels_directory() / "optimizer.cu"
+    emulator.prebuild([(file, expression) for entry in op.CATALOGUE for expression in entry.expressions])
+
+
+@pytest.fixture(params=["cpu", "emulator"])
+def xp(request):
+    if request.param == "cpu":
+        return np
+    request.getfixturevalue("built")
+    return emulator
 
 
 @pytest.fixture(params=SETTINGS, ids=[name.replace(" ", "-") for name in SETTINGS])
@@ -96,13 +117,15 @@ def distance(got, expected):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 4.0, 1e9])
-def test_matches_the_formulas(make, dtype, clip_norm):
-    parameters, gradients = start(np, dtype)
+def test_matches_the_formulas(xp, make, dtype, clip_norm):
+    parameters, gradients = start(xp, dtype)
     expected = by_hand(make(), parameters, gradients, clip_norm)
     optimizer = make()
     assert distance(run(optimizer, parameters, gradients, clip_norm), expected) <= TOLERANCE[dtype]
     assert optimizer.step == STEPS
-    assert np.count_nonzero(parameters.flat) <= sum(math.prod(s) for s in SHAPES.values()), "padding stays 0"
+    assert np.count_nonzero(to_numpy(parameters.flat)) <= sum(math.prod(s) for s in SHAPES.values()), (
+        "padding stays 0"
+    )
 
 
 @pytest.mark.parametrize("clip_norm", [None, 4.0])
@@ -130,8 +153,8 @@ def test_matches_torch(make, clip_norm):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 2.0])
-def test_frozen_parameters_keep_their_bits(make, dtype, clip_norm):
-    parameters, gradients = start(np, dtype)
+def test_frozen_parameters_keep_their_bits(xp, make, dtype, clip_norm):
+    parameters, gradients = start(xp, dtype)
     parameters.freeze("W1", "b2")
     before = parameters.to_numpy()
     for step in gradients:
@@ -149,8 +172,8 @@ def test_frozen_parameters_keep_their_bits(make, dtype, clip_norm):
             assert not to_numpy(state).any()
 
 
-def test_clipping_scales_the_whole_gradient_by_one_factor(dtype):
-    parameters = FlatParameters({"w": (2,)}, dtype, np)
+def test_clipping_scales_the_whole_gradient_by_one_factor(xp, dtype):
+    parameters = FlatParameters({"w": (2,)}, dtype, xp)
     gradient = parameters.like()
     gradient.copy_from({"w": np.array([3.0, 4.0])})
     SGD(1.0).update(parameters, gradient, clip_norm=1.0)
@@ -162,16 +185,16 @@ def test_clipping_scales_the_whole_gradient_by_one_factor(dtype):
     np.testing.assert_array_equal(parameters.views["w"], [-3, -4])
 
 
-def test_the_norm_of_a_huge_float32_gradient_does_not_overflow():
-    parameters = FlatParameters({"w": (2,)}, np.float32, np)
+def test_the_norm_of_a_huge_float32_gradient_does_not_overflow(xp):
+    parameters = FlatParameters({"w": (2,)}, np.float32, xp)
     gradient = parameters.like()
     gradient.copy_from({"w": np.array([3e30, 4e30])})
     SGD(1.0).update(parameters, gradient, clip_norm=1.0)
     np.testing.assert_allclose(parameters.views["w"], [-0.6, -0.8], rtol=1e-6)
 
 
-def test_a_nan_in_the_gradient_is_not_hidden_by_clipping(dtype):
-    parameters, (gradient, *_) = start(np, dtype)
+def test_a_nan_in_the_gradient_is_not_hidden_by_clipping(xp, dtype):
+    parameters, (gradient, *_) = start(xp, dtype)
     gradient["W1"][2, 3] = np.nan
     after = run(SGD(0.1), parameters, [gradient], clip_norm=1.0)
     assert all(np.isnan(w).all() for w in after.values())
@@ -184,19 +207,98 @@ def test_bias_corrections_do_not_cancel():
     assert op._bias_correction(0.0, 1) == 1.0
 
 
-def test_blocks_of_a_large_buffer_meet_without_gap_or_overlap():
-    shapes = {"W": (3 * op.CPU_BLOCK + 100,), "frozen": (50,), "V": (op.CPU_BLOCK,)}
-    parameters = FlatParameters(shapes, np.float32, np)
+def test_blocks_of_a_large_buffer_meet_without_gap_or_overlap(xp):
+    """On the CPU a few blocks; in the kernels more vectors than the largest grid has threads."""
+    size = 3 * op.CPU_BLOCK if xp is np else op.MAX_BLOCKS * op.THREADS * 4
+    shapes = {"W": (size + 100,), "frozen": (50,), "V": (op.CPU_BLOCK,)}
+    parameters = FlatParameters(shapes, np.float32, xp)
     parameters.freeze("frozen")
     gradient = parameters.like()
     gradient.copy_from({name: np.ones(shape) for name, shape in shapes.items()})
     SGD(1.0).update(parameters, gradient, clip_norm=1e9)
     for name, view in parameters.views.items():
         np.testing.assert_array_equal(view, 0 if name == "frozen" else -1)
+    norm = math.sqrt(size + 100 + op.CPU_BLOCK)
+    parameters.copy_from({name: np.zeros(shape) for name, shape in shapes.items()})
+    SGD(1.0).update(parameters, gradient, clip_norm=1.0)
+    np.testing.assert_allclose(parameters.views["W"], -1 / norm, rtol=2e-7)
 
 
-def test_lr_may_be_set_between_steps(dtype):
-    parameters, gradients = start(np, dtype)
+@pytest.mark.parametrize("clip_norm", [None, 20.0])
+def test_every_order_of_threads_gives_the_same_bits(built, make, dtype, clip_norm):
+    shapes = {
+        "W1": (90, 40),
+        "b1": (40,),
+        "W2": (40, 10),
+        "b2": (10,),
+    }  # several blocks, the last one not full
+    results = set()
+    schedules = [("forward", 0), ("reverse", 0), ("lifo", 0), *(("random", seed) for seed in range(20))]
+    for order, seed in schedules:
+        parameters, gradients = start(emulator, dtype, shapes=shapes)
+        optimizer = make()
+        with emulator.settings(order=order, seed=seed):
+            run(optimizer, parameters, gradients[:2], clip_norm)
+        states = (to_numpy(array).tobytes() for array in optimizer.state_arrays().values())
+        results.add((to_numpy(parameters.flat).tobytes(), *states))
+    assert len(results) == 1
+
+
+def test_launches_and_steps_are_counted(built, monkeypatch):
+    """One launch an update, two with clipping; the ticket is left at 0."""
+    launched = []
+    launch = emulator.launch
+
+    def counted(file, expression, *arguments):
+        launched.append(expression)
+        launch(file, expression, *arguments)
+
+    monkeypatch.setattr(emulator, "launch", counted)
+    parameters, _ = start(emulator, np.float32, shapes={"W": (5000,)})
+    optimizer = Adam()
+    optimizer.update(parameters, parameters.like())
+    assert launched == ["optimizer_update<Adam<float>>"]
+    optimizer.update(parameters, parameters.like(), clip_norm=1.0)
+    assert launched[1:] == ["gradient_squares<float>", "optimizer_update<Adam<float>>"]
+    assert optimizer.step == 2
+    assert to_numpy(optimizer._ticket)[0] == 0
+
+
+def test_emulator_and_cpu_agree(built, make, dtype):
+    """Where nothing is contracted the bits would be the same; fused multiply-adds leave a few roundings."""
+    shapes = {"W1": (90, 40), "b1": (40,)}
+    results = []
+    for module in (np, emulator):
+        parameters, gradients = start(module, dtype, shapes=shapes)
+        parameters.freeze("b1")
+        results.append(run(make(), parameters, gradients, clip_norm=50.0))
+    expected = {name: value.astype(np.float64) for name, value in results[0].items()}
+    assert distance(results[1], expected) <= TOLERANCE[dtype]
+
+
+def test_state_moves_between_devices(built):
+    on_cpu, gradients = start(np, np.float64)
+    emulated, _ = start(emulator, np.float64)
+    optimizer = Adam(0.01)
+    run(optimizer, emulated, gradients[:4])
+    on_cpu.copy_from(emulated.views)
+    resumed = Adam(0.01)
+    resumed.load_state(on_cpu, optimizer.state_arrays())
+    expected = {name: w.astype(np.float64) for name, w in run(optimizer, emulated, gradients[4:]).items()}
+    assert resumed.step == 4
+    assert distance(run(resumed, on_cpu, gradients[4:]), expected) <= TOLERANCE[np.dtype(np.float64)]
+
+
+def test_gradients_on_another_device_or_unaligned_are_refused(built):
+    parameters, _ = start(emulator, np.float32)
+    with pytest.raises(TypeError, match="arrays of two kinds"):
+        SGD(0.1).update(parameters, np.zeros(320, np.float32))
+    with pytest.raises(ValueError, match="gradients: expected contiguous, 16-byte aligned memory"):
+        SGD(0.1).update(parameters, emulator.zeros(321, np.float32)[1:])
+
+
+def test_lr_may_be_set_between_steps(xp, dtype):
+    parameters, gradients = start(xp, dtype)
     expected = by_hand(SGD(0.1), parameters, gradients[:1])
     optimizer = SGD(0.7)
     optimizer.lr = 0.1
@@ -206,14 +308,14 @@ def test_lr_may_be_set_between_steps(dtype):
     assert repr(optimizer).startswith("SGD(lr=0.0,")
 
 
-def test_state_goes_out_and_in_again_bit_for_bit(make, dtype):
-    whole, gradients = start(np, dtype)
+def test_state_goes_out_and_in_again_bit_for_bit(xp, make, dtype):
+    whole, gradients = start(xp, dtype)
     expected = run(make(), whole, gradients)
-    first, _ = start(np, dtype)
+    first, _ = start(xp, dtype)
     optimizer = make()
     run(optimizer, first, gradients[:5])
     state = {name: to_numpy(array).copy() for name, array in optimizer.state_arrays().items()}
-    second, _ = start(np, dtype)
+    second, _ = start(xp, dtype)
     second.copy_from(first.to_numpy())
     resumed = op.from_config(json.loads(json.dumps(optimizer.config())))
     resumed.load_state(second, state)
