@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -57,20 +58,24 @@ class Device:
 
     def __enter__(self) -> Device:
         if self.kind == "cuda":
-            self._stack().enter_context(_import_cupy().cuda.Device(self.index))
+            entered = _import_cupy().cuda.Device(self.index)
+            entered.__enter__()
+            _current.devices.append(entered)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.kind == "cuda":
-            _device_stacks.pop().close()
-
-    @staticmethod
-    def _stack() -> contextlib.ExitStack:
-        _device_stacks.append(contextlib.ExitStack())
-        return _device_stacks[-1]
+            _current.devices.pop().__exit__(*exc)
 
 
-_device_stacks: list[contextlib.ExitStack] = []
+class _Current(threading.local):
+    """The GPUs that ``with device:`` blocks have made current in this thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.devices: list[Any] = []
+
+
+_current = _Current()
 
 
 def get_array_module(*arrays: Array) -> ModuleType:
