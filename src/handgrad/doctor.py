@@ -125,12 +125,13 @@ def _blas() -> list[Finding]:
         if slowing and library["internal_api"] == "openblas":
             settings = ", ".join(f"{name}={os.environ[name]}" for name in slowing)
             own = _own_architecture()
+            without = " ".join(f"-u {name}" for name in slowing)
             findings.append(
                 Finding(
                     "BLAS",
                     WARNING,
                     f"{described}, set by {settings}" + (f"; this CPU's own: {own}" if own else ""),
-                    f"may be slower so; compare with: env {' '.join(f'-u {n}' for n in slowing)} handgrad bench",
+                    f"may be slower so; compare with: env {without} handgrad bench",
                 )
             )
         else:
