@@ -21,7 +21,7 @@ from handgrad.emulator.array import (
 from handgrad.emulator.build import prebuild
 from handgrad.emulator.compiler import Compiler, find_compiler
 from handgrad.emulator.errors import CompilerNotFound, EmulatorError
-from handgrad.emulator.launch import launch
+from handgrad.emulator.launch import launch, reload_kernels
 from handgrad.emulator.settings import Settings, current_settings, settings
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "ndarray",
     "ones",
     "prebuild",
+    "reload_kernels",
     "settings",
     "zeros",
     "zeros_like",

@@ -15,11 +15,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 
 from handgrad.emulator.compiler import Compiler, cache_directory, environment, find_compiler, processor
 from handgrad.emulator.errors import EmulatorError
+from handgrad.emulator.settings import current_settings
+from handgrad.emulator.source import launch_bound
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 HEADERS = ("*.cuh", "*.h", "*.hpp", "*.inc")
@@ -32,10 +35,19 @@ COMMON_FLAGS = (
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-fno-rtti",
+    "-fno-threadsafe-statics",
     "-fno-strict-aliasing",  # kernels read float4 through float pointers
     "-U_FORTIFY_SOURCE",
     "-w",
 )
+
+
+# Nothing of the C++ library is used; without this zig would build its own at first use, for a minute.
+COMPILER_FLAGS = {
+    "g++": ("-Wl,--as-needed",),
+    "clang++": ("-nostdlib++",),
+    "zig": ("-nostdlib++", "-fno-sanitize=undefined"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,9 @@ def build(source: Path, expression: str, mode: str = "plain") -> Path:
     """
     library = _library(source, expression, mode)
     if not library.exists():
+        inspect.cache_clear()  # what is compiled now is what the files hold now
+        library = _library(source, expression, mode)
+    if not library.exists():
         _compile(source, (expression,), mode)
     return library
 
@@ -73,6 +88,7 @@ def prebuild(pairs: Iterable[tuple[Path, str]], workers: int | None = None, mode
 
     Where some do not compile the others are still built, and the first error is raised.
     """
+    inspect.cache_clear()
     missing: dict[Path, list[str]] = {}
     for source, expression in dict.fromkeys(pairs):
         if not _library(source, expression, mode).exists():
@@ -101,7 +117,8 @@ def prebuild(pairs: Iterable[tuple[Path, str]], workers: int | None = None, mode
         return None
 
     with ThreadPoolExecutor(workers) as pool:
-        errors = [error for error in pool.map(compile_unit, units) if error]
+        started = [pool.submit(copy_context().run, compile_unit, unit) for unit in units]
+        errors = [error for error in (one.result() for one in started) if error]
     if errors:
         raise errors[0]
 
@@ -122,28 +139,42 @@ def digest_of(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:24]
 
 
+@dataclass(frozen=True)
+class Inspected:
+    """A kernel source with its headers: a digest, and whether they speak of ``__CUDA_ARCH__``."""
+
+    digest: str
+    names_architecture: bool
+
+    def flags(self) -> tuple[str, ...]:
+        """The architecture, where it matters: other sources are built once for all architectures."""
+        return (f"-D__CUDA_ARCH__={current_settings().arch[3:]}0",) if self.names_architecture else ()
+
+
 @functools.lru_cache(maxsize=256)
-def source_digest(source: Path) -> str:
-    """:func:`digest_of` a kernel source, read once a process: a running program keeps its kernels."""
-    return digest_of(source_files(source))
+def inspect(source: Path) -> Inspected:
+    """What ``source`` and its headers hold, read once: a running program keeps the kernels it has."""
+    files = source_files(source)
+    return Inspected(digest_of(files), any(b"__CUDA_ARCH__" in path.read_bytes() for path in files))
 
 
 @functools.cache
 def _toolchain_digest(mode: str, compiler: Compiler) -> str:
     """A digest of all that is not the kernel's own source."""
     runtime = digest_of(sorted(path for path in RUNTIME.rglob("*") if path.suffix in (".h", ".cpp")))
-    parts = (runtime, COMMON_FLAGS, mode, MODES[mode], compiler, processor())
+    parts = (runtime, COMMON_FLAGS, COMPILER_FLAGS, mode, MODES[mode], compiler, processor())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _folder(source: Path, digest: str, mode: str) -> Path:
-    toolchain = _toolchain_digest(mode, find_compiler())
-    key = hashlib.sha256(f"{digest} {toolchain}".encode()).hexdigest()[:16]
+def _folder(source: Path, mode: str) -> Path:
+    inspected = inspect(source)
+    parts = (inspected.digest, inspected.flags(), _toolchain_digest(mode, find_compiler()))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return cache_directory() / f"{source.stem}-{key}"
 
 
 def _library(source: Path, expression: str, mode: str) -> Path:
-    return _folder(source, source_digest(source), mode) / f"{symbol_of(expression)}.so"
+    return _folder(source, mode) / f"{symbol_of(expression)}.so"
 
 
 @functools.cache
@@ -155,9 +186,12 @@ def runtime_library(mode: str = "plain") -> Path:
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as scratch:
             output = Path(scratch) / name
-            flags = (*COMMON_FLAGS, *MODES[mode].runtime_flags, f"-Wl,-soname,{name}")
+            flags = (
+                *COMMON_FLAGS, *COMPILER_FLAGS[compiler.kind], *MODES[mode].runtime_flags,
+                "-shared", f"-Wl,-soname,{name}",
+            )  # fmt: skip
             _run(
-                (*compiler.command, *flags, "-shared", "scheduler.cpp", "-o", str(output)),
+                (*compiler.command, *flags, "scheduler.cpp", "-o", str(output)),
                 RUNTIME,
                 "the emulator's runtime",
             )
@@ -169,21 +203,22 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
     """Compile one translation unit and link a library for each of its kernels."""
     compiler = find_compiler()
     runtime = runtime_library(mode)
-    folder = _folder(source, source_digest(source), mode)
-    unit = f'#include "{source.name}"\n' + "".join(
-        f'#line 1 "(kernel expression)"\nEMULATED_EXPORT_KERNEL({symbol_of(expression)}, 0, {expression})\n'
-        for expression in expressions
-    )
+    inspected = inspect(source)
+    folder = _folder(source, mode)
     what = f"{source.name}: {expressions[0] if len(expressions) == 1 else f'{len(expressions)} kernels'}"
-    flags = (*COMMON_FLAGS, *MODES[mode].kernel_flags)
+    flags = (*COMMON_FLAGS, *MODES[mode].kernel_flags, *inspected.flags())
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as name:
         scratch = Path(name)
-        (scratch / "unit.cpp").write_text(unit)
+        (scratch / "unit.cpp").write_text(translation_unit(source, expressions))
         compile_command = (
             *compiler.command, *flags, "-I", str(source.parent), "-I", str(RUNTIME),
             "-include", "emulated_cuda.h", "-c", str(scratch / "unit.cpp"), "-o", str(scratch / "unit.o"),
         )  # fmt: skip
         _run(compile_command, scratch, what)
+        if digest_of(source_files(source)) != inspected.digest:
+            raise EmulatorError(
+                f"{source.name} or a header beside it changed while it was compiled; run again"
+            )
         folder.mkdir(exist_ok=True)
         for expression in expressions:
             symbol = symbol_of(expression)
@@ -191,11 +226,27 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
             (scratch / "exports").write_text(f"{{ global: {symbol}; local: *; }};\n")
             output = scratch / f"{symbol}.so"
             link_command = (
-                *compiler.command, "-shared", "-Wl,--gc-sections", "-Wl,--version-script=exports", "unit.o",
+                *compiler.command, "-shared", *COMPILER_FLAGS[compiler.kind],
+                "-Wl,--gc-sections", "-Wl,--version-script=exports", "unit.o",
                 str(runtime), *MODES[mode].link_flags, "-lm", "-o", str(output),
             )  # fmt: skip
             _run(link_command, scratch, what)
             output.replace(folder / output.name)
+
+
+def translation_unit(source: Path, expressions: Sequence[str]) -> str:
+    """C++ that includes the source and exports the kernels that the expressions name."""
+    text = source.read_text()
+    declarations: dict[str, None] = {}
+    exports = []
+    for expression in expressions:
+        declaration, bound = launch_bound(text, expression)
+        declarations[declaration] = None
+        exports.append(
+            f'#line 1 "(kernel expression)"\n'
+            f"EMULATED_EXPORT_KERNEL({symbol_of(expression)}, ({bound}), {expression})"
+        )
+    return "\n".join([f'#include "{source.name}"', *declarations, *exports, ""])
 
 
 def _run(command: Sequence[str], folder: Path, what: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.emulator.array import EmulatedArray
-from handgrad.emulator.build import build, runtime_library, symbol_of
+from handgrad.emulator.build import build, inspect, runtime_library, symbol_of
 from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.settings import (
     BLOCK_LIMITS,
@@ -23,6 +23,7 @@ from handgrad.emulator.settings import (
     THREADS_PER_BLOCK,
     current_settings,
 )
+from handgrad.emulator.source import parameter_names
 
 
 class _Parameter(ctypes.Structure):  # runtime/emulated/kernel.h: Parameter
@@ -35,10 +36,15 @@ class _Parameter(ctypes.Structure):  # runtime/emulated/kernel.h: Parameter
     ]
 
 
+class _StaticShared(ctypes.Structure):  # StaticShared
+    _fields_ = [("module", ctypes.c_ulonglong), ("bytes", ctypes.c_ulonglong)]
+
+
 class _Launch(ctypes.Structure):  # Launch
     _fields_ = [
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
+        ("static_shared", _StaticShared),
         ("dynamic_shared", ctypes.c_ulonglong),
         ("arguments", ctypes.c_void_p),
         ("seed", ctypes.c_ulonglong),
@@ -46,10 +52,6 @@ class _Launch(ctypes.Structure):  # Launch
         ("failed", ctypes.c_int),
         ("message", ctypes.c_char * 1000),
     ]
-
-
-class _StaticShared(ctypes.Structure):
-    _fields_ = [("module", ctypes.c_ulonglong), ("bytes", ctypes.c_ulonglong)]
 
 
 class _Description(ctypes.Structure):  # KernelDescription
@@ -79,14 +81,21 @@ def launch(
     of the kernel's C++ parameters: ``TypeError`` names the first that is not.  :class:`EmulatorError` reports
     a geometry outside the architecture's limits, and what the kernel did that a GPU forbids.
     """
-    key = (str(source), expression)
+    key = (str(source), expression, current_settings().arch)
     kernel = _kernels.get(key)
     if kernel is None:
         kernel = _kernels[key] = CompiledKernel(source, expression)
     kernel(grid, block, args, shared)
 
 
-_kernels: dict[tuple[str, str], CompiledKernel] = {}
+_kernels: dict[tuple[str, str, str], CompiledKernel] = {}
+
+
+def reload_kernels() -> None:
+    """Forget the loaded kernels: the next launch of each sees what its source holds then."""
+    _kernels.clear()
+    inspect.cache_clear()
+
 
 _FORMATS = {  # struct format and NumPy dtype of a value, by kind and size
     (b"f", 4): ("f", np.dtype(np.float32)),
@@ -168,6 +177,7 @@ class CompiledKernel:
 
     def __init__(self, source: Path, expression: str, mode: str = "plain") -> None:
         self.name = f"{source.name}: {expression}"
+        self._source, self._expression = source, expression
         library = build(source, expression, mode)
         try:
             self._runtime = ctypes.CDLL(
@@ -178,7 +188,9 @@ class CompiledKernel:
         except (OSError, ValueError) as error:
             raise EmulatorError(f"{self.name} cannot be loaded: {' '.join(str(error).split())}") from None
         self._run = description.launch
-        self.static_shared = int(description.static_shared().bytes)
+        self.launch_bound = int(description.launch_bound)  # threads a block; 0 where none is given
+        static_shared = description.static_shared()
+        self.static_shared = int(static_shared.bytes)
         self.parameters = [Parameter(description.parameters[i]) for i in range(description.parameter_count)]
         sizes = [struct.calcsize("=" + parameter.format) for parameter in self.parameters]
         slots = [-(-size // self.SLOT) * self.SLOT for size in sizes]
@@ -194,7 +206,7 @@ class CompiledKernel:
         self._pointers = (ctypes.c_void_p * (len(slots) + 1))(
             *(start + sum(slots[:i]) for i in range(len(slots)))
         )
-        self._launch = _Launch(arguments=ctypes.addressof(self._pointers))
+        self._launch = _Launch(static_shared=static_shared, arguments=ctypes.addressof(self._pointers))
 
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
@@ -222,7 +234,11 @@ class CompiledKernel:
             try:
                 values.append(parameter.value(argument))
             except TypeError as error:
-                raise TypeError(f"{self.name}: argument {position}: expected {parameter}, {error}") from None
+                names = parameter_names(self._source.read_text(), self._expression)
+                name = f" ({names[position]})" if len(names) == len(args) else ""
+                raise TypeError(
+                    f"{self.name}: argument {position}{name}: expected {parameter}, {error}"
+                ) from None
         return values
 
     def _extent(
@@ -240,6 +256,11 @@ class CompiledKernel:
         if threads > THREADS_PER_BLOCK:
             raise EmulatorError(
                 f"{self.name}: block {tuple(block)} has {threads} threads: {arch} allows {THREADS_PER_BLOCK}"
+            )
+        if self.launch_bound and threads > self.launch_bound:
+            raise EmulatorError(
+                f"{self.name}: block {tuple(block)} has {threads} threads: "
+                f"its __launch_bounds__ allow {self.launch_bound}"
             )
         if self.static_shared > STATIC_SHARED_BYTES:
             raise EmulatorError(

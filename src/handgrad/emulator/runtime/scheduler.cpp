@@ -242,7 +242,9 @@ void stop_at_fault(int signal, const void* address) {
     if (signal == SIGFPE) stop("integer division by zero in thread %s of block %s", thread.text, block.text);
     if (is_guard(address))
         stop("thread %s of block %s needs more than %zu KB of stack", thread.text, block.text, stack_size / 1024);
-    stop("access to invalid address %p by thread %s of block %s", address, thread.text, block.text);
+    const size_t place = reinterpret_cast<uintptr_t>(address);
+    stop("access to invalid address 0x%zx%s by thread %s of block %s", place, place < 4096 ? " (a null pointer)" : "",
+         thread.text, block.text);
 }
 
 StaticShared find_static_shared(const void* address) {
@@ -326,7 +328,7 @@ void warp_collective(unsigned mask, void* argument, CollectiveFunction function,
     run_next();
 }
 
-void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument, StaticShared shared) {
+void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument) {
     grid = &launch;
     body = kernel_body;
     body_argument = argument;
@@ -340,7 +342,7 @@ void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument, Static
     const unsigned long long blocks = 1ull * launch.grid[0] * launch.grid[1] * launch.grid[2];
     unsigned long long* order = block_order(blocks);
     void* dynamic_shared = launch.dynamic_shared ? aligned_alloc(1024, (launch.dynamic_shared + 1023) / 1024 * 1024) : nullptr;
-    void* static_shared = static_shared_memory(shared);
+    void* static_shared = static_shared_memory(launch.static_shared);
     if (!order || (launch.dynamic_shared && !dynamic_shared) || !make_stacks()) {
         launch.failed = 1;
         snprintf(launch.message, sizeof launch.message, "out of memory for a grid of %llu blocks", blocks);
@@ -348,7 +350,7 @@ void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument, Static
     FaultHandlers handlers;
     for (unsigned long long i = 0; i < blocks && !launch.failed; ++i) {
         const unsigned long long number = order[i];
-        if (shared.bytes) fill_with_nan(static_shared, shared.bytes);
+        if (static_shared) fill_with_nan(static_shared, launch.static_shared.bytes);
         if (dynamic_shared) fill_with_nan(dynamic_shared, launch.dynamic_shared);
         run_block({static_cast<unsigned>(number % launch.grid[0]),
                    static_cast<unsigned>(number / launch.grid[0] % launch.grid[1]),

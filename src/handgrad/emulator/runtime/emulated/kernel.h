@@ -13,20 +13,22 @@ struct Parameter {
     unsigned size;     // bytes of the value or of what it points to; 0 for void
 };
 
+// Where a kernel's static shared memory lies: the thread-local segment of its library.
+struct StaticShared {
+    unsigned long long module;  // the segment's number with the dynamic linker
+    unsigned long long bytes;
+};
+
 struct Launch {
     unsigned grid[3];
     unsigned block[3];
+    StaticShared static_shared;
     unsigned long long dynamic_shared;  // bytes
     void** arguments;                   // one pointer to the value of each parameter
     unsigned long long seed;
     int order;                          // Order in scheduler.cpp
     int failed;                         // set where `message` holds an error
     char message[1000];
-};
-
-struct StaticShared {
-    unsigned long long module;  // of the kernel's library, as the dynamic linker numbers thread-local segments
-    unsigned long long bytes;
 };
 
 struct KernelDescription {
@@ -38,7 +40,7 @@ struct KernelDescription {
 };
 
 // Runs every block of the grid: body(argument) once for each thread.
-EMULATED_API void run_grid(Launch& launch, void (*body)(void*), void* argument, StaticShared shared);
+EMULATED_API void run_grid(Launch& launch, void (*body)(void*), void* argument);
 
 // The thread-local segment of the library that contains `address`.
 EMULATED_API StaticShared find_static_shared(const void* address);
@@ -106,11 +108,8 @@ struct Kernel<kernel> {
     static void call(void** arguments, Indices<indices...>) {
         kernel(*static_cast<Parameters*>(arguments[indices])...);
     }
+    static void launch(Launch& launch) { run_grid(launch, body, launch.arguments); }
     static StaticShared static_shared() { return find_static_shared(reinterpret_cast<const void*>(&launch)); }
-    static void launch(Launch& launch) {
-        static const StaticShared shared = static_shared();
-        run_grid(launch, body, launch.arguments, shared);
-    }
 };
 
 }  // namespace emulated

@@ -29,7 +29,7 @@ EMULATED_API extern dim3 block_dimensions;
 EMULATED_API extern dim3 grid_dimensions;
 
 // Ends the grid with this message; the thread that calls it never goes on.
-EMULATED_API [[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] EMULATED_API void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 // Lets the other threads of the block run: for the emulated bodies of waiting loops.
 EMULATED_API void yield();
