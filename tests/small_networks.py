@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from handgrad import emulator
 from handgrad.arrays import to_numpy
 from handgrad.network import MLP
 
@@ -22,3 +24,17 @@ def regressor(**settings):
 
 def parameters_of(net):
     return to_numpy(net.flat_parameters.flat).copy()
+
+
+def _compiler_problem():
+    try:
+        emulator.find_compiler()
+    except emulator.CompilerNotFound as error:
+        return str(error)
+    return ""
+
+
+needs_compiler = pytest.mark.skipif(
+    bool(_compiler_problem()), reason=_compiler_problem() or "a compiler is here"
+)
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("emulator", marks=needs_compiler)])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from small_networks import needs_compiler
 
 from handgrad import checkpoint
-from handgrad.arrays import to_numpy
+from handgrad.arrays import to_device, to_numpy
 from handgrad.checkpoint import CheckpointError
 from handgrad.network import MLP
 from handgrad.ops.optimizer import SGD, Adam
@@ -225,3 +226,23 @@ def test_an_unknown_device_is_the_callers_mistake(tmp_path, net):
     with pytest.raises(ValueError, match="device: expected 'auto', 'cpu'") as raised:
         checkpoint.load(tmp_path / "net", device="tpu")
     assert not isinstance(raised.value, CheckpointError)
+
+
+@needs_compiler
+def test_a_network_moves_from_the_emulator_to_the_cpu_and_back(tmp_path):
+    emulated = MLP([5, 7, 3], loss="cross_entropy", device="emulator", seed=9)
+    emulated.freeze("b1")
+    optimizer = Adam(0.01)
+    X32 = to_device(X.astype(np.float32), "emulator")
+    labels = to_device(Y.astype(np.int32), "emulator")
+    emulated.train_step(X32, labels, optimizer)
+    checkpoint.save(emulated, tmp_path / "net", optimizer)
+    for device in ("cpu", "emulator"):
+        back = checkpoint.load(tmp_path / "net", device=device)
+        assert back.device.kind == device
+        assert bits(back) == bits(emulated)
+        assert checkpoint.load_optimizer(tmp_path / "net", back).step == 1
+    resumed = checkpoint.load(tmp_path / "net", device="emulator")
+    resumed.train_step(X32, labels, checkpoint.load_optimizer(tmp_path / "net", resumed))
+    emulated.train_step(X32, labels, optimizer)
+    assert bits(resumed) == bits(emulated)

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_networks import LABELS, TARGETS, X, classifier, parameters_of, regressor
+from small_networks import LABELS, TARGETS, X, classifier, devices, parameters_of, regressor
 
+from handgrad.arrays import get_array_module, to_numpy
 from handgrad.datasets import Dataset
 from handgrad.network import MLP
 from handgrad.ops.optimizer import SGD
+from handgrad.samples import prepare
 from handgrad.training import fit
 
 
@@ -123,3 +125,33 @@ def test_a_data_set_and_its_pieces_train_alike():
     assert len({parameters_of(net).tobytes() for net in nets}) == 1
     with pytest.raises(ValueError, match=r"^X has 100 samples but y has 103$"):
         fit(nets[0], replace(data, X=data.X[:100]), optimizer=SGD(0.1))
+
+
+def test_the_place_of_a_bad_number_counts_from_the_first_row(monkeypatch):
+    monkeypatch.setattr("handgrad.samples.CHECKED_ROWS", 10)
+    with pytest.raises(ValueError, match=r"^X: nan at X\[71, 4\]; expected finite numbers$"):
+        prepare(classifier(), nan_at(71, 4), LABELS)
+
+
+@devices
+def test_what_reaches_the_device(device):
+    """uint8 stays uint8; other features become the network's dtype where they are copied anyway."""
+    net = MLP([6, 4, 3], loss="cross_entropy", device=device)
+    pixels = (X * 10 + 100).astype(np.uint8)
+    samples = prepare(net, Dataset(pixels, LABELS, scale=0.5, shift=-1.0, classes=3))
+    assert get_array_module(samples.X, samples.y) is net.xp
+    assert (samples.X.dtype, samples.scale, samples.shift) == (np.uint8, 0.5, -1.0)
+    np.testing.assert_array_equal(to_numpy(samples.X), pixels)
+    np.testing.assert_array_equal(to_numpy(samples.y), LABELS)
+    samples = prepare(net, X[:, ::-1], LABELS)
+    assert samples.X.dtype == (np.float64 if device == "cpu" else np.float32)
+    np.testing.assert_array_equal(to_numpy(samples.X).astype(np.float32), X[:, ::-1].astype(np.float32))
+    integers = prepare(MLP([6, 1], device=device), (X * 10).astype(np.int64), LABELS)
+    assert (integers.y.dtype, integers.y.shape) == (np.float32, (103, 1))
+    assert integers.X.dtype in (np.int64, np.float32)
+
+
+def test_memory_mapped_data_are_not_copied_on_the_cpu(tmp_path):
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    assert np.shares_memory(prepare(classifier(), mapped, LABELS).X, mapped)

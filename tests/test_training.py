@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from small_networks import LABELS, TARGETS, X, classifier, parameters_of, regressor
+from small_networks import LABELS, TARGETS, X, classifier, needs_compiler, parameters_of, regressor
 
 from handgrad.arrays import to_numpy
-from handgrad.datasets import Dataset
+from handgrad.datasets import Dataset, load
 from handgrad.evaluation import evaluate
+from handgrad.network import MLP
 from handgrad.ops.optimizer import SGD, Adam
 from handgrad.schedules import factor
 from handgrad.training import CALLS_PER_EPOCH, epoch_order, fit
@@ -342,3 +343,58 @@ def test_an_error_in_a_callback_comes_out_and_lr_is_put_back():
     with pytest.raises(RuntimeError, match="disk full"):
         fit(classifier(), X, LABELS, optimizer=optimizer, schedule=lambda fraction: 0.5, on_epoch=fail)
     assert optimizer.lr == 0.1
+
+
+# ---- the emulator
+
+
+def digits(count):
+    return load().train.head(count)
+
+
+@needs_compiler
+@pytest.mark.parametrize("make", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.003)], ids=["SGD", "Adam"])
+def test_the_emulator_follows_the_cpu(make):
+    """20 steps on digits, uint8 scaled in the kernel, with clipping, a schedule and a short last batch."""
+    histories = []
+    for device in ("cpu", "emulator"):
+        net = MLP([784, 12, 10], loss="cross_entropy", device=device, seed=1)
+        histories.append(
+            fit(
+                net,
+                digits(150),
+                optimizer=make(),
+                batch_size=32,
+                epochs=4,
+                schedule="cosine",
+                clip_norm=2.0,
+                validation=digits(40),
+                step_losses=True,
+            )
+        )
+    cpu, emulated = histories
+    assert len(cpu.steps) == 20
+    np.testing.assert_allclose(emulated.steps, cpu.steps, rtol=1e-5)
+    for key in ("train_loss", "validation_loss", "validation_accuracy", "learning_rate"):
+        assert [row[key] for row in emulated.rows] == pytest.approx([row[key] for row in cpu.rows], rel=1e-5)
+
+
+@needs_compiler
+def test_same_seed_same_bits_on_the_emulator():
+    def trained(seed):
+        net = MLP([784, 9, 10], loss="cross_entropy", device="emulator", seed=1)
+        net.freeze("b1")
+        fit(
+            net,
+            digits(70),
+            optimizer=Adam(0.003),
+            batch_size=32,
+            epochs=2,
+            seed=seed,
+            patience=1,
+            validation=digits(30),
+        )
+        return parameters_of(net).tobytes()
+
+    assert trained(5) == trained(5)
+    assert trained(5) != trained(6)
