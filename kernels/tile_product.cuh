@@ -113,6 +113,7 @@ struct TileProduct {
                                              bool column_sums_here) {
     __shared__ __align__(16) T As[2][TILE::BK][A::PITCH];
     __shared__ __align__(16) T Bs[2][TILE::BK][B::PITCH];
+    static_assert(sizeof(As) + sizeof(Bs) <= 48 * 1024, "CUDA gives a block no more static shared memory");
     static_assert(!COLUMN_SUMS || TILE::THREADS >= TILE::BN, "one thread a column");
 #pragma unroll
     for (int i = 0; i < TILE::TM; ++i)

@@ -57,8 +57,8 @@ WIDE = Tile(128, 128, 8, 8, 8)
 MEDIUM = Tile(64, 64, 16, 4, 4)
 NARROW = Tile(128, 32, 16, 4, 4)  # up to 32 columns
 SKINNY = Tile(128, 16, 16, 4, 2)  # up to 16
-SLIM = Tile(128, 4, 32, 2, 1)  # up to 4
-COLUMN = Tile(128, 1, 32, 1, 1)  # 1
+SLIM = Tile(128, 4, 16, 2, 1)  # up to 4
+COLUMN = Tile(128, 1, 16, 1, 1)  # 1
 TILES = (WIDE, MEDIUM, NARROW, SKINNY, SLIM, COLUMN)
 
 WIDE_TILES_LEAST = 64  # below as many 128 x 128 tiles, smaller ones spread the work over more of a GPU
