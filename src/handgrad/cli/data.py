@@ -1,0 +1,123 @@
+"""The samples that the verbs work on, and a network's outputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from handgrad.cli.errors import wrong
+from handgrad.datasets import DataError, Dataset, Split, load, load_features
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from handgrad.network import MLP
+
+VALIDATION_SHARE = 10  # one in so many training samples is held out for --patience
+
+
+def training_data(
+    data: str, *, target: str | None, task: str, classes: int | None, limit: int | None
+) -> Split:
+    """Both parts of ``data``, or the first ``limit`` samples of each."""
+    if target is not None and not data.lower().endswith(".csv"):
+        raise wrong("--target", "a column of a .csv", target, f"{data} has none; leave it out")
+    split = load(data, target=target, task=str(task), classes=classes)
+    if limit is None:
+        return split
+    return Split(split.train.head(limit), split.test.head(limit))
+
+
+def hold_out(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """All but a tenth of the training samples, and that tenth, to stop by.
+
+    Of memory-mapped samples the last ones, so that nothing is copied; else drawn by ``seed``.
+    """
+    held = len(train) // VALIDATION_SHARE
+    if held == 0:
+        raise wrong("--patience", f"at least {VALIDATION_SHARE} training samples with it", len(train))
+    order = np.arange(len(train))
+    if not isinstance(train.X.base, np.memmap) and not isinstance(train.X, np.memmap):
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))
+        return _rows(train, np.sort(order[held:])), _rows(train, np.sort(order[:held]))
+    kept = len(train) - held
+    return train.head(kept), replace(train, X=train.X[kept:], y=train.y[kept:])
+
+
+def _rows(samples: Dataset, rows: NDArray[np.intp]) -> Dataset:
+    return replace(samples, X=samples.X[rows], y=samples.y[rows])
+
+
+def test_part(data: str | None, config: Mapping[str, Any]) -> tuple[Dataset, str]:
+    """The samples to evaluate on, and in words which they are.
+
+    The data of the run itself, and data with a test part: the test part.  Other data: all samples.
+    """
+    own = config.get("data", {}).get("spec")
+    if own is not None and (data is None or absolute(data) == own):
+        return load(own, **load_options(config)).test, f"the test part of {own}"
+    assert data is not None
+    split = load(data, test_fraction=0.0, **_options_for(data, config))
+    if len(split.test):
+        return with_scale_of(config, split.test), f"the test part of {data}"
+    return with_scale_of(config, split.train), f"all samples of {data}"
+
+
+def features(data: str, inputs: int, config: Mapping[str, Any]) -> Dataset:
+    """The samples to predict for; targets need not be there.  Of data with a test part, that part."""
+    target = config.get("data", {}).get("target")
+    return with_scale_of(config, load_features(data, inputs, target=target))
+
+
+def predictions(net: MLP, samples: Dataset, batch_size: int) -> NDArray[Any]:
+    """``net.predict`` over ``samples`` as (N, C) on the host, ``batch_size`` rows at a time."""
+    from handgrad.arrays import to_device, to_numpy
+
+    check_inputs(net, samples)
+    values = np.empty((len(samples), net.sizes[-1]), dtype=net.dtype)
+    for start in range(0, len(samples), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(samples)))
+        X, _ = samples.batch(rows, dtype=net.dtype)
+        values[rows] = to_numpy(net.predict(to_device(X, net.device)))
+    return values
+
+
+def check_inputs(net: MLP, samples: Dataset) -> None:
+    """Refuse samples that the network cannot take."""
+    if samples.X.shape[1] != net.sizes[0]:
+        raise DataError(
+            f"{samples.name}: {samples.X.shape[1]} features a sample, but the network takes {net.sizes[0]}; "
+            "give data like that of the training"
+        )
+
+
+def absolute(spec: str) -> str:
+    """``spec`` with its paths made absolute, so that it holds in any working directory."""
+    if spec == "mnist-subset":
+        return spec
+    return ",".join(str(Path(part.strip()).expanduser().resolve()) for part in spec.split(","))
+
+
+def load_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the run read its data: the arguments of :func:`handgrad.datasets.load`."""
+    described = config.get("data", {})
+    return {key: described[key] for key in ("target", "task", "classes") if described.get(key) is not None}
+
+
+def with_scale_of(config: Mapping[str, Any], samples: Dataset) -> Dataset:
+    """``samples`` scaled as in training, if they are uint8: pixels then mean what they meant there."""
+    described = config.get("data", {})
+    if samples.X.dtype != np.uint8 or "scale" not in described:
+        return samples
+    return replace(samples, scale=float(described["scale"]), shift=float(described["shift"]))
+
+
+def _options_for(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    options = load_options(config)
+    if not data.lower().endswith(".csv"):
+        options.pop("target", None)
+    return options

@@ -1,0 +1,130 @@
+"""What one sees of a training: a line an epoch, and on a terminal a bar that moves in between."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+class Interrupt:
+    """Ctrl-C waits for the end of the step, so that the weights are those of a whole step; a second does not.
+
+    Inside the block, :meth:`check` raises ``KeyboardInterrupt`` once Ctrl-C was pressed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Interrupt:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def check(self) -> None:
+        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+
+class TrainingDisplay:
+    """Lines and a bar for ``fit``: its :meth:`step` and :meth:`epoch` are the two callbacks' display."""
+
+    def __init__(self, console: Console, epochs: int, samples: int, measured_on: str, quiet: bool) -> None:
+        self.console, self.epochs, self.samples = console, epochs, samples
+        self.measured_on = measured_on  # "test" or "validation"
+        self.quiet = quiet
+        self.last_figure = ""  # of the epoch before, to stand in the bar
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._began = 0.0
+        self._epoch = 0
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.console.is_terminal and not self.quiet:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("epoch {task.fields[epoch]:>3}/{task.fields[epochs]}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                "", total=float(self.epochs), epoch=1, epochs=self.epochs, figures=""
+            )
+            self._bar.start()
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int, steps: int, loss: Callable[[], float]) -> None:
+        """Move the bar; ``loss()`` is asked for only where somebody sees it."""
+        if self._bar is None:
+            return
+        part = step / steps
+        speed = part * self.samples / max(time.perf_counter() - self._began, 1e-9)
+        figures = [f"loss {loss():.4f}", self.last_figure, f"{speed:,.0f} samples/s"]
+        self._bar.update(
+            self._task,
+            completed=self._epoch + part,
+            epoch=self._epoch + 1,
+            figures="  ".join(figure for figure in figures if figure),
+        )
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the epoch's line."""
+        self._epoch, self._began = row["epoch"], time.perf_counter()
+        self.last_figure = self._figure(row)
+        if self.quiet:
+            return
+        words = [
+            f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}",
+            f"loss {row['train_loss']:.4f}",
+            f"{self.measured_on} loss {row['validation_loss']:.4f}",
+            self.last_figure,
+            f"{row['samples_per_second']:,.0f} samples/s",
+        ]
+        self.console.print("  ".join(word for word in words if word), markup=False, soft_wrap=True)
+        self.console.file.flush()
+
+    def _figure(self, row: dict[str, Any]) -> str:
+        accuracy = row["validation_accuracy"]
+        return "" if accuracy is None else f"{self.measured_on} accuracy {accuracy:7.2%}"
+
+
+def check_finite(row: dict[str, Any], lr: float) -> None:
+    """``RuntimeError`` once the loss is no number any more: training on would waste the time."""
+    if not math.isfinite(row["train_loss"]):
+        raise RuntimeError(
+            f"the loss became {row['train_loss']} in epoch {row['epoch']}; train with a smaller --lr "
+            f"(it was {lr:g}), or with --clip-norm 1"
+        )

@@ -1,0 +1,157 @@
+"""What ``handgrad train`` writes and says about a run: config.json, head line, summary, curves.png."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+from handgrad.cli.data import absolute
+from handgrad.cli.output import short_path
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+
+    from handgrad.cli.run_directory import RunDirectory
+    from handgrad.datasets import Dataset, Split
+    from handgrad.network import MLP
+    from handgrad.ops.optimizer import Optimizer
+    from handgrad.training import History
+
+CONFIG_SCHEMA = "handgrad.run/1"
+# What going on from a run's weights takes from the run, or must not take over.
+_NOT_REPEATED = {
+    *("hidden", "activation", "output", "loss", "dtype"),
+    *("init", "out_directory", "epochs", "quiet", "as_json"),
+}
+
+
+def describe_run(
+    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset
+) -> dict[str, Any]:
+    """All that made the run, for config.json; ``evaluate`` and ``predict`` read the part "data"."""
+    import numpy as np
+
+    from handgrad import __version__
+
+    options = ctx.params
+    return {
+        "schema": CONFIG_SCHEMA,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {
+            "handgrad": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(net.device),
+        "network": net.config(),
+        "data": {
+            "spec": absolute(data),
+            "target": options["target"],
+            "task": options["task"],
+            "classes": options["classes"],
+            "limit": options["limit"],
+            "scale": training.scale,
+            "shift": training.shift,
+            "training_samples": len(training),
+            "test_samples": len(split.test),
+        },
+        "training": {
+            "optimizer": rule.config(),
+            "batch_size": options["batch_size"],
+            "epochs": options["epochs"],
+            "schedule": options["schedule"],
+            "clip_norm": options["clip_norm"],
+            "patience": options["patience"],
+            "seed": options["seed"],
+            "init": options["init"],
+            "validation": "test part" if options["patience"] is None else "a tenth of the training part",
+        },
+    }
+
+
+def headline(net: MLP, training: Dataset, split: Split) -> str:
+    """The network, the data and the device, in a line."""
+    count = sum(int(view.size) for view in net.parameters.values())
+    widths = "→".join(map(str, net.sizes))
+    return (
+        f"{widths} ({net.activation}, {net.loss_name}; {count:,} parameters) on {net.device}; "
+        f"{len(training):,} training and {len(split.test):,} test samples of {training.name}"
+    )
+
+
+def draw_curves(directory: RunDirectory, history: History, figures_of: str) -> None:
+    """curves.png from the history."""
+    from handgrad import plots
+
+    plots.curves(history.rows, directory.curves, validation=figures_of, best_epoch=history.best_epoch)
+
+
+def summarize(
+    net: MLP, history: History, split: Split, stopping: bool, seconds: float, directory: RunDirectory
+) -> dict[str, Any]:
+    """The result: the figures on the test part, measured once more where early stopping restored weights."""
+    from handgrad.training import evaluate
+
+    last = history.rows[-1] if history.rows else {}
+    loss, accuracy = last.get("validation_loss"), last.get("validation_accuracy")
+    if history.interrupted:
+        loss, accuracy = None, None  # not of the weights that were saved
+    elif stopping:
+        found = evaluate(net, split.test)
+        loss, accuracy = found.loss, found.accuracy
+    return {
+        "run": str(directory.path),
+        "device": str(net.device),
+        "sizes": list(net.sizes),
+        "epochs": len(history.rows),
+        "interrupted": history.interrupted,
+        "stopped_early": history.stopped_early,
+        "best_epoch": history.best_epoch,
+        "train_loss": last.get("train_loss"),
+        "test_loss": loss,
+        "test_accuracy": accuracy,
+        "test_samples": len(split.test),
+        "seconds": seconds,
+        "history": history.rows,
+    }
+
+
+def print_summary(out: Console, report: dict[str, Any], ctx: typer.Context, epochs: int) -> None:
+    """The last lines: the test figures and where the run lies; after Ctrl-C how to go on."""
+    from pathlib import Path
+
+    run = shlex.quote(short_path(Path(report["run"])))
+
+    def say(line: str) -> None:
+        out.print(line, markup=False, soft_wrap=True)
+
+    if report["interrupted"]:
+        left = max(1, epochs - report["epochs"])
+        say(f"interrupted after {report['epochs']} of {epochs} epochs; the weights are saved in {run}")
+        say(f"look at it:  handgrad evaluate {run}")
+        say(f"go on:       handgrad train --init {run} --epochs {left}{_repeated(ctx)}")
+        return
+    if report["best_epoch"] is not None:
+        stopped = "stopped early; " if report["stopped_early"] else ""
+        say(f"{stopped}the weights are those of epoch {report['best_epoch']}, the best by validation loss")
+    accuracy = report["test_accuracy"]
+    figures = f"test loss {report['test_loss']:.4f}"
+    if accuracy is not None:
+        figures = f"test accuracy {accuracy:.2%} ({figures})"
+    say(f"{figures} on {report['test_samples']:,} samples, after {report['seconds']:.1f} s of training")
+    say(f"the run is in {run}; look closer with: handgrad evaluate {run}")
+
+
+def _repeated(ctx: typer.Context) -> str:
+    """The options of this call that a call to go on needs too, as typed on a command line."""
+    words: list[str] = []
+    for parameter in ctx.command.params:
+        name, value = str(parameter.name), ctx.params.get(str(parameter.name))
+        if name in _NOT_REPEATED or value is None or value == parameter.default:
+            continue
+        option = parameter.opts[0]
+        words += [option] if value is True else [option, shlex.quote(str(value))]
+    return "".join(f" {word}" for word in words)
