@@ -10,30 +10,28 @@ The two-layer network is the case L = 2.  X (N, D) has samples in rows, W_l is (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from handgrad.arrays import Array, Device, get_array_module, resolve_device, to_numpy
+from handgrad.initialization import INITIALIZATIONS, initial_values, parameter_shapes
 from handgrad.ops import activation as activation_op
 from handgrad.ops import batch, linear
 from handgrad.ops import loss as loss_op
+from handgrad.ops.checks import FLOATS
 from handgrad.ops.workspace import Workspace
 from handgrad.parameters import FlatParameters
 
 if TYPE_CHECKING:
     from handgrad.ops.optimizer import Optimizer
 
-# Standard deviation of the weights' normal distribution, from the layer's inputs and outputs.
-INITIALIZATIONS: dict[str, Callable[[int, int], float]] = {
-    "he": lambda fan_in, fan_out: (2.0 / fan_in) ** 0.5,  # He et al. 2015, arXiv:1502.01852
-    "glorot": lambda fan_in, fan_out: (2.0 / (fan_in + fan_out)) ** 0.5,  # Glorot and Bengio 2010
-    "lecun": lambda fan_in, fan_out: (1.0 / fan_in) ** 0.5,  # LeCun et al. 1998, Efficient BackProp
-    "zeros": lambda fan_in, fan_out: 0.0,
-}
 PREDICT_ROWS = 8192  # rows that predict works on at a time, so that its memory does not grow with N
 
 
@@ -91,26 +89,25 @@ class MLP:
         device: str | Device = "auto",
         seed: int = 0,
     ) -> None:
-        if len(sizes) < 2 or any(int(size) != size or size < 1 for size in sizes):
-            raise ValueError(f"sizes: expected at least two widths of 1 or more, got {list(sizes)}")
+        self.sizes = _widths(sizes)
         activation_op.functor_of(activation)
         loss_op.check_names(loss, output, reduction)
         if init not in INITIALIZATIONS:
             raise ValueError(f"init: expected one of {', '.join(INITIALIZATIONS)}, got {init!r}")
-        self.dtype = np.dtype(dtype)
-        if self.dtype.name not in ("float32", "float64"):
-            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed: expected a whole number, 0 or above, got {seed!r}")
+        self.dtype = _float_dtype(dtype)
         if precision not in (None, self.dtype.name):
             raise ValueError(f"precision: with dtype {self.dtype}, expected {self.dtype}, got {precision!r}")
-        self.sizes = tuple(int(size) for size in sizes)
         self.activation, self.output = activation, output
         self.loss_name, self.reduction = loss, reduction
-        self.bias, self.init, self.seed = bool(bias), init, seed
+        self.bias, self.init, self.seed = bool(bias), init, int(seed)
         self.device = resolve_device(device)
         self.xp = self.device.array_module
         with self.device:
-            self.flat_parameters = FlatParameters(self._shapes(), self.dtype, self.xp)
-            self.load_parameters(self._initial_values())
+            shapes = parameter_shapes(self.sizes, self.bias)
+            self.flat_parameters = FlatParameters(shapes, self.dtype, self.xp)
+            self.load_parameters(initial_values(shapes, init, self.seed))
         self._workspace = Workspace()
         self._step_gradients: Gradients | None = None
 
@@ -144,30 +141,11 @@ class MLP:
 
     # ---- parameters
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(1, self.layers + 1):
-            fan_in, fan_out = self.sizes[layer - 1 : layer + 1]
-            shapes[f"W{layer}"] = (fan_in, fan_out)
-            if self.bias:
-                shapes[f"b{layer}"] = (fan_out,)
-        return shapes
-
-    def _initial_values(self) -> dict[str, Array]:
-        random = np.random.Generator(np.random.PCG64(self.seed))
-        deviation = INITIALIZATIONS[self.init]
-        values: dict[str, Array] = {}
-        for name, shape in self._shapes().items():
-            if name.startswith("W"):
-                values[name] = random.standard_normal(shape) * deviation(*shape)
-            else:
-                values[name] = np.zeros(shape)
-        return values
-
     def load_parameters(self, values: Mapping[str, Array]) -> None:
         """Copy ``values`` (name → array of any kind and float dtype) into the parameters.
 
-        All names must be there, in the right shapes: ``ValueError`` otherwise, and nothing is changed.
+        All names must be there, real numbers in the right shapes: ``ValueError`` otherwise, and nothing is
+        changed.
         """
         views = self.flat_parameters.views
         if set(values) != set(views):
@@ -176,9 +154,13 @@ class MLP:
             if tuple(np.shape(values[name])) != tuple(view.shape):
                 got = tuple(np.shape(values[name]))
                 raise ValueError(f"parameters: {name} must have shape {tuple(view.shape)}, got {got}")
+        host = {name: to_numpy(values[name]) for name in views}
+        for name, value in host.items():
+            if value.dtype.kind not in "fiub":
+                raise ValueError(f"parameters: {name} must hold real numbers, got {value.dtype}")
         with self.device:
             for name, view in views.items():
-                view[...] = self.xp.asarray(to_numpy(values[name]).astype(self.dtype))
+                view[...] = self.xp.asarray(host[name].astype(self.dtype))
 
     def freeze(self, *names: str) -> None:
         """Keep these parameters as they are in training; their gradients are still computed."""
@@ -265,6 +247,8 @@ class MLP:
         array that do not fit.
         """
         X, y = self._inputs(X), self._targets(y)
+        if out is not None:
+            self._check_gradients(out)
         with self.device:
             gradients = Gradients(self.flat_parameters.like()) if out is None else out
             gradients.intermediates = {}
@@ -347,16 +331,18 @@ class MLP:
         """Steps over the mini-batches of ``order`` (row numbers); returns every step's loss, on the device.
 
         X (rows, D) may stay uint8: a batch is ``X[rows] * scale + shift``.  The last batch may be short; its
-        loss and gradient are the mean over its own samples.
+        loss and gradient are the mean over its own samples.  Raises ``IndexError`` for a row number that X
+        does not have, before any step.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ValueError(f"batch_size: expected a whole number, 1 or more, got {batch_size!r}")
         X, y = self._on_device("X", X), self._targets(y)
         if X.shape[0] != y.shape[0]:
             raise ValueError(f"y: expected {X.shape[0]} targets, one a row of X, got {y.shape[0]}")
-        steps = -(-len(order) // batch_size)
+        numbers = _row_numbers(order, int(X.shape[0]))
+        steps = -(-len(numbers) // batch_size)
         with self.device:
-            rows = self.xp.asarray(np.asarray(to_numpy(order), dtype=np.int32))
+            rows = self.xp.asarray(numbers)
             losses = self.xp.empty((steps,), dtype=self.dtype)
             for step in range(steps):
                 part = rows[step * batch_size : (step + 1) * batch_size]
@@ -398,3 +384,43 @@ class MLP:
 
     def _as_dtype(self, array: Array) -> Array:
         return array if array.dtype == self.dtype else array.astype(self.dtype)
+
+    def _check_gradients(self, out: Gradients) -> None:
+        if not isinstance(out, Gradients):
+            raise TypeError(f"out: expected Gradients of an earlier call, got {type(out).__qualname__}")
+        own = self.flat_parameters
+        if out.buffer.xp is not own.xp or out.buffer.shapes != own.shapes or out.buffer.dtype != own.dtype:
+            raise ValueError(
+                f"out: expected the gradients of {own!r} on {self.device}, got those of {out.buffer!r}"
+            )
+
+
+def _widths(sizes: Sequence[int]) -> tuple[int, ...]:
+    try:
+        widths = tuple(operator.index(size) for size in sizes)
+    except TypeError:  # not a sequence, or not of whole numbers
+        widths = ()
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"sizes: expected at least two whole numbers of 1 or more, got {sizes!r}")
+    return widths
+
+
+def _float_dtype(dtype: Any) -> np.dtype[Any]:
+    found: np.dtype[Any] | None = None
+    if dtype is not None:  # numpy would take it for float64
+        with contextlib.suppress(TypeError):
+            found = np.dtype(dtype)
+    if found is None or found not in FLOATS:
+        raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return found
+
+
+def _row_numbers(order: Array, rows: int) -> NDArray[np.int32]:
+    numbers = to_numpy(order)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        got = f"{numbers.dtype} of shape {numbers.shape}"
+        raise TypeError(f"order: expected row numbers, integers (n,), got {got}")
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < rows:
+        bad = numbers[(numbers < 0) | (numbers >= rows)][0]
+        raise IndexError(f"order: expected row numbers 0 .. {rows - 1}, got {bad}")
+    return numbers.astype(np.int32)
