@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from stand_in_cupy import CUDARuntimeError, StandInArray
@@ -61,14 +63,14 @@ def test_round_trip(cupy, device, values):
     np.testing.assert_array_equal(back, values, strict=not isinstance(values, np.generic))
 
 
+@pytest.mark.parametrize("dtype", [None, np.float32])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "emulator"])
-def test_to_device_converts_the_dtype_and_makes_contiguous(cupy, device):
+def test_to_device_converts_the_dtype_and_makes_contiguous(cupy, device, dtype):
     strided = np.arange(12, dtype=np.float64).reshape(3, 4)[:, ::2]
-    moved = to_device(strided, device, dtype=np.float32)
-    assert moved.dtype == np.float32
+    moved = to_device(strided, device, dtype=dtype)
     back = to_numpy(moved)
     assert back.flags.c_contiguous
-    np.testing.assert_array_equal(back, strided.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(back, strided.astype(dtype or np.float64), strict=True)
 
 
 def test_to_device_copies_only_where_it_must():
@@ -128,6 +130,19 @@ def test_auto_falls_back_where_the_driver_is_missing(cupy, unannounced, capsys):
 @pytest.mark.usefixtures("no_cupy")
 def test_cuda_without_cupy_names_the_extra():
     with pytest.raises(DeviceError, match=r"CuPy is not installed; pip install 'handgrad\[cuda13x\]'"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("raises", ["ImportError", "OSError", "RuntimeError"])
+def test_a_broken_cupy_is_as_good_as_none(monkeypatch, tmp_path, unannounced, raises):
+    (tmp_path / "cupy.py").write_text(
+        f"raise {raises}('libcublas.so.13: cannot open\\nshared object file')\n"
+    )
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve_device("auto").kind == "cpu"
+    expected = r"CuPy cannot be imported \(libcublas.so.13: cannot open shared object file\); pip install"
+    with pytest.raises(DeviceError, match=expected):
         resolve_device("cuda")
 
 

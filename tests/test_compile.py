@@ -184,6 +184,24 @@ def test_resources_of_a_kernel(source):
     assert machine_code.warnings(compiled.log) == []
 
 
+def test_resources_are_read_kernel_by_kernel():
+    log = """
+    ptxas info    : 0 bytes gmem
+    ptxas info    : Compiling entry function '_Z1fPf' for 'sm_90'
+    ptxas info    : Function properties for _Z1fPf
+    ptxas         .     24 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+    ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack size, 1024 bytes smem
+    ptxas info    : Compiling entry function '_Z1gPf' for 'sm_90'
+    ptxas info    : Function properties for _Z1gPf
+    ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+    ptxas info    : Used 8 registers, used 0 barriers
+    """
+    assert machine_code.resources(log) == {
+        "_Z1fPf": machine_code.Resources(255, stack=24, spill_stores=16, spill_loads=20, shared=1024),
+        "_Z1gPf": machine_code.Resources(8, stack=0, spill_stores=0, spill_loads=0, shared=0),
+    }
+
+
 @needs_nvrtc
 def test_an_error_gives_its_line(source):
     with pytest.raises(CompileError) as error:

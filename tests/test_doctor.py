@@ -64,7 +64,7 @@ def test_no_driver(driver):
     assert named(findings, "NVIDIA driver").status == "missing"
     assert "install the NVIDIA driver" in named(findings, "NVIDIA driver").remedy
     assert "--device emulator" in named(findings, "GPU").remedy
-    assert "cuda" not in named(findings, "devices").value
+    assert named(findings, "devices").value == "cpu, emulator"
 
 
 @pytest.mark.usefixtures("no_cupy")
@@ -78,6 +78,17 @@ def test_a_gpu_without_cupy_names_the_extra_that_the_driver_can_run(driver, vers
     for name in ("CuPy", "NVRTC"):
         assert named(findings, name).status == "missing"
         assert named(findings, name).remedy == f"pip install 'handgrad[{extra}]'"
+
+
+def test_a_broken_cupy(driver, monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise OSError('libcublas.so.13: cannot open\\nshared object file')\n")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    driver(NEW_DRIVER)
+    found = named(doctor.report(), "CuPy")
+    assert found.status == "missing"
+    assert found.value == "cannot be imported: libcublas.so.13: cannot open shared object file"
+    assert found.remedy == "pip install 'handgrad[cuda13x]'"
 
 
 def test_an_old_driver(driver, no_cupy):

@@ -203,7 +203,7 @@ def _free_memory() -> str:
 def _import_cupy() -> ModuleType:
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises more than ImportError
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
             detail = "CuPy is not installed"
         else:
