@@ -50,6 +50,9 @@ COMPILER_FLAGS = {
 }
 
 
+PLAIN_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-ffunction-sections", "-fdata-sections")
+
+
 @dataclass(frozen=True)
 class Mode:
     """How kernels are compiled and linked; the sanitizers and counters are further modes."""
@@ -60,7 +63,8 @@ class Mode:
 
 
 MODES = {
-    "plain": Mode(("-O3", "-ffp-contract=fast", "-fno-math-errno", "-ffunction-sections", "-fdata-sections")),
+    "plain": Mode(PLAIN_FLAGS),
+    "ucontext": Mode(PLAIN_FLAGS, ("-O2", "-DEMULATED_UCONTEXT")),  # as on processors other than x86-64
 }
 
 
@@ -162,7 +166,16 @@ def inspect(source: Path) -> Inspected:
 def _toolchain_digest(mode: str, compiler: Compiler) -> str:
     """A digest of all that is not the kernel's own source."""
     runtime = digest_of(sorted(path for path in RUNTIME.rglob("*") if path.suffix in (".h", ".cpp")))
-    parts = (runtime, COMMON_FLAGS, COMPILER_FLAGS, mode, MODES[mode], compiler, processor())
+    parts = (
+        runtime,
+        COMMON_FLAGS,
+        COMPILER_FLAGS,
+        mode,
+        MODES[mode],
+        compiler.kind,
+        compiler.version,
+        processor(),
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -177,7 +190,6 @@ def _library(source: Path, expression: str, mode: str) -> Path:
     return _folder(source, mode) / f"{symbol_of(expression)}.so"
 
 
-@functools.cache
 def runtime_library(mode: str = "plain") -> Path:
     """The runtime that all kernels share, built where the cache has none."""
     compiler = find_compiler()

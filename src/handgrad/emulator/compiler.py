@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.util
@@ -103,7 +104,9 @@ def _cache_directory(chosen: str, xdg: str, home: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # RuntimeError: no home directory
-        return Path(tempfile.mkdtemp(prefix="handgrad-emulator-"))
+        temporary = tempfile.mkdtemp(prefix="handgrad-emulator-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        return Path(temporary)
 
 
 @functools.cache
