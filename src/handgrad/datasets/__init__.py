@@ -78,7 +78,7 @@ def load(
     if path.suffix.lower() == ".npz":
         return assemble(text, *_parts(read_npz(existing_file(path), part_keys)), options)
     if path.suffix.lower() == ".csv":
-        return assemble(text, read_csv(existing_file(path), target, task), None, options)
+        return assemble(text, read_csv(existing_file(path), target), None, options)
     if path.exists():
         raise DataError(f"{text}: unknown kind of file; expected {_SPECS}")
     raise DataError(f"{text}: unknown data set, and no such file or directory; expected {_SPECS}")

@@ -16,8 +16,8 @@ from handgrad.datasets.parts import Part
 TARGET_NAMES = ("label", "target", "y")
 
 
-def read_csv(path: Path, target: str | int | None, task: str) -> Part:
-    """Features and target column of ``path``; whole-number targets become integers unless for regression.
+def read_csv(path: Path, target: str | int | None) -> Part:
+    """Features and target column of ``path``; a target of whole numbers becomes integers.
 
     The target is column ``target`` (name, or number from 0, negative from the end); by default the column
     named label, target or y, else the last.
@@ -31,7 +31,7 @@ def read_csv(path: Path, target: str | int | None, task: str) -> Part:
     index = target_column(path, names, width, target)
     feature_columns = [column for column in range(width) if column != index]
     X, y = table[:, feature_columns], table[:, index]
-    if task != "regression" and bool((np.isfinite(y) & (y == np.floor(y)) & (np.abs(y) < 2**53)).all()):
+    if bool((np.isfinite(y) & (y == np.floor(y)) & (np.abs(y) < 2**53)).all()):
         y = y.astype(np.int64)
     return Part(
         X,
