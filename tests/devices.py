@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from golden import make_golden
 from numpy.typing import NDArray
 
 from handgrad import emulator
@@ -51,3 +52,30 @@ def everything(net: MLP, X: Any, y: Any, intermediates: bool) -> dict[str, NDArr
     loss, gradients = net.loss_and_grad(*moved(net, X, y), intermediates=intermediates, input_grad=True)
     found = {"loss": loss, **{f"d{name}": value for name, value in gradients.items()}}
     return {name: to_numpy(value).copy() for name, value in (found | gradients.intermediates).items()}
+
+
+# ---- a small network with its data --------------------------------------------------------------
+
+SIZES = (7, 5, 3)
+SAMPLES = 6
+
+
+def problem(
+    loss: str = "mse",
+    sizes: Sequence[int] = SIZES,
+    bias: bool = True,
+    samples: int = SAMPLES,
+    **settings: Any,
+) -> tuple[dict[str, Any], Any, Any, dict[str, Any]]:
+    """Arguments of a small network, X, y and parameters."""
+    config = {"sizes": list(sizes), "activation": "tanh", "output": "identity", "loss": loss, "bias": bias}
+    config |= {"reduction": "mean"} | settings
+    drawn = make_golden.draw(config["sizes"], samples, bias, seed=8)
+    return config, drawn["X"], make_golden.targets(drawn, loss), make_golden.parameters(drawn)
+
+
+def on(device: str, loss: str = "mse", dtype: str = "float32", **settings: Any) -> tuple[MLP, Any, Any]:
+    """A network on a device, with X and y there."""
+    config, X, y, parameters = problem(loss, **settings)
+    net = network_on(device, config, parameters, dtype)
+    return net, *moved(net, X, y)
