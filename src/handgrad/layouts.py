@@ -16,17 +16,28 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """``{"W1", "b1", "W2", …}`` from the state dict of an ``nn.Sequential`` of linear layers.
 
     ``state`` holds tensors or arrays; names end in ``weight``, (out, in), or ``bias``, (out,), layer after
-    layer.  Every W is the transpose, as a C-contiguous copy.  Raises ``ValueError`` for other names, shapes.
+    layer.  Every W is the transpose, as a C-contiguous copy.  Raises ``ValueError`` for other names, and for
+    shapes that do not follow from one another.
     """
     parameters: dict[str, NDArray[Any]] = {}
-    layer = 0
+    layer, width = 0, 0  # outputs of the layer
     for name, tensor in state.items():
         host = tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else to_numpy(tensor)
         array = np.array(host)
         if name.endswith("weight") and array.ndim == 2:
-            layer += 1
+            if layer and array.shape[1] != width:
+                raise ValueError(
+                    f"from_torch: {name} has shape {array.shape}, but the layer before gives {width} outputs"
+                )
+            layer, width = layer + 1, array.shape[0]
             parameters[f"W{layer}"] = np.ascontiguousarray(array.T)
         elif name.endswith("bias") and array.ndim == 1 and layer:
+            if array.shape != (width,):
+                raise ValueError(
+                    f"from_torch: {name} has shape {array.shape}, expected ({width},) like its weight"
+                )
+            if f"b{layer}" in parameters:
+                raise ValueError(f"from_torch: layer {layer} has two biases; {name} has no weight before it")
             parameters[f"b{layer}"] = array
         else:
             raise ValueError(
