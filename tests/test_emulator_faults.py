@@ -28,7 +28,7 @@ NAMES = (
         "store_through",
         "divide",
     ),
-    *("deep_stack", "trap", "read_outside_mask"),
+    *("deep_stack", "trap", "read_outside_mask", "misaligned_unchecked", "failed_assertion", "endless_wait"),
 )
 
 
@@ -124,6 +124,18 @@ def test_misaligned_vector_access() -> None:
     emulator.launch(FAULTS, "misaligned", (1,), (32,), (floats(), np.int32(4)), 0)
 
 
+def test_wait_for_what_never_comes() -> None:
+    text = message("endless_wait", emulator.zeros(1, np.uint32))
+    assert "no progress in block (0,0,0): thread (1,0,0) repeats atomicAdd at " in text
+    assert f"{line_of('endless_wait')} without end" in text
+
+
+def test_failed_assertion() -> None:
+    text = message("failed_assertion", floats() - 1)
+    assert "assertion `x[threadIdx.x] >= 0` failed by thread (0,0,0) of block (0,0,0) at " in text
+    assert text.endswith(line_of("failed_assertion"))
+
+
 def test_trap() -> None:
     assert f"__trap by thread (0,0,0) of block (0,0,0) at {line_of('trap')}" in message("trap", floats() - 1)
 
@@ -131,6 +143,10 @@ def test_trap() -> None:
 def test_hardware_faults_do_not_end_the_process() -> None:
     text = message("store_through", None)
     assert text.endswith("access to invalid address 0x0 (a null pointer) by thread (0,0,0) of block (0,0,0)")
+    text = message("misaligned_unchecked", floats())
+    assert text.endswith(
+        "misaligned access, or one to an invalid address, by thread (0,0,0) of block (0,0,0)"
+    )
     text = message("divide", emulator.zeros(64, np.int32), np.int32(0))
     assert text.endswith("integer division by zero in thread (0,0,0) of block (0,0,0)")
     text = message("deep_stack", floats(), np.int32(3))

@@ -170,6 +170,14 @@ def test_collectives_of_disjoint_masks_run_side_by_side(order: str) -> None:
     np.testing.assert_array_equal(y, np.where(t % 32 < 16, t ^ 1, sums))
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_threads_may_wait_for_each_other_through_atomics(order: str) -> None:
+    lock, sum, total = (emulator.zeros(1, np.int32) for _ in range(3))
+    with emulator.settings(order=order):
+        emulator.launch(FEATURES, "locked", (1,), (96,), (lock, sum, emulator.zeros(1, np.uint32), total), 0)
+    assert total[0] == 96 * 95 // 2
+
+
 def test_parameters_by_value_and_null_pointers() -> None:
     y = emulator.empty(8)
     scale = np.array((0.5, 1), dtype=[("factor", np.float32), ("shift", np.int32)])[()]

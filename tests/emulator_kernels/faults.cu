@@ -148,3 +148,17 @@ __global__ void large_static(float* x) {
     __syncthreads();  // s is whole
     x[threadIdx.x] = s[blockDim.x - 1 - threadIdx.x];
 }
+
+__global__ void misaligned_unchecked(float* x) {
+    float4* vectors = reinterpret_cast<float4*>(x + 1);
+    vectors[threadIdx.x + 1] = vectors[threadIdx.x];
+}
+
+__global__ void failed_assertion(float* x) {
+    assert(x[threadIdx.x] >= 0);  // FAULT failed_assertion
+}
+
+__global__ void endless_wait(unsigned* flag) {
+    if (threadIdx.x == 1)
+        while (atomicAdd(flag, 0) == 0) {}  // FAULT endless_wait
+}

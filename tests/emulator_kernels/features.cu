@@ -122,6 +122,23 @@ __global__ void half_warps(int* y) {
         y[t] = __reduce_add_sync(0xffff0000u, t);
 }
 
+// each thread adds to an unprotected sum inside a lock; thread 0 then waits for all others to have done so
+__global__ void locked(int* lock, int* sum, unsigned* done, int* total) {
+    for (bool added = false; !added;) {
+        if (atomicCAS(lock, 0, 1) == 0) {
+            *sum += threadIdx.x;
+            __threadfence_block();
+            atomicExch(lock, 0);
+            added = true;
+        }
+    }
+    atomicAdd(done, 1u);
+    if (threadIdx.x == 0) {
+        while (atomicAdd(done, 0u) < blockDim.x) __nanosleep(20);
+        *total = *sum;
+    }
+}
+
 __global__ void by_value(float* y, Scale scale, bool negative, const void* absent) {
     const float sign = negative ? -1.0f : 1.0f;
     y[threadIdx.x] = absent ? 0.0f : sign * scale.factor * TABLE[(threadIdx.x + scale.shift) % 4];

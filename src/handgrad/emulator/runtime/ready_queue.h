@@ -32,6 +32,14 @@ public:
     }
     void push(int thread) { at(size_++) = thread; }
 
+    // Adds a thread behind all others.
+    void defer(int thread) {
+        if (order_ != Order::lifo) return push(thread);
+        head_ = (head_ + max_threads - 1) % max_threads;
+        ++size_;
+        at(0) = thread;
+    }
+
     // Adds threads that became ready together.
     void release(const int* threads, int count) {
         const bool backwards = order_ == Order::reverse || order_ == Order::lifo;

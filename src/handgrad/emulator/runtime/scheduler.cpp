@@ -22,6 +22,7 @@ namespace emulated {
 
 Thread* current;
 dim3 block_dimensions, grid_dimensions;
+unsigned long long idle_turns;
 
 namespace {
 
@@ -94,9 +95,16 @@ struct Name {
 };
 
 // Records an error of the grid; the first one stands.
-void record(const char* format, va_list arguments) {
+void record_arguments(const char* format, va_list arguments) {
     if (!grid->failed) vsnprintf(grid->message, sizeof grid->message, format, arguments);
     grid->failed = 1;
+}
+void record(const char* format, ...) __attribute__((format(printf, 1, 2)));
+void record(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    record_arguments(format, arguments);
+    va_end(arguments);
 }
 
 // Ends the grid with an error, from a fiber; the fiber is never resumed.
@@ -104,7 +112,7 @@ void record(const char* format, va_list arguments) {
 [[noreturn]] void stop(const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    record(format, arguments);
+    record_arguments(format, arguments);
     va_end(arguments);
     switch_to(scheduler);
     abort();
@@ -130,6 +138,7 @@ void wait_at(Fiber& fiber, State state, const char* operation, Site site) {
 }
 
 void release(const int* threads, int count) {
+    idle_turns = 0;
     for (int i = 0; i < count; ++i) fibers[threads[i]].state = State::ready;
     ready.release(threads, count);
 }
@@ -140,6 +149,7 @@ void run_thread() {
     Fiber& fiber = *running;
     fiber.state = State::returned;
     ++returned_count;
+    idle_turns = 0;
     Warp& warp = warps[fiber.thread.warp];
     warp.returned |= 1u << fiber.thread.lane;
     for (unsigned waiting = warp.waiting; waiting; waiting &= waiting - 1) {
@@ -156,14 +166,6 @@ void run_thread() {
     abort();  // a returned fiber is never resumed
 }
 
-void record_deadlock(const char* format, ...) __attribute__((format(printf, 1, 2)));
-void record_deadlock(const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    record(format, arguments);
-    va_end(arguments);
-}
-
 // No thread can run and some have not returned: names two that wait in different places, where there are two.
 void report_deadlock() {
     const Fiber* first = nullptr;
@@ -174,11 +176,10 @@ void report_deadlock() {
         if (!first) first = &fiber;
         else if (!other && !same_place(fiber, *first)) other = &fiber;
     }
-    char second[256] = "";
+    char second[300] = "";
     if (other) snprintf(second, sizeof second, ", thread %s in %s", Name(other->thread.index).text, Place(*other).text);
-    record_deadlock("deadlock in block %s: %d of %d threads returned, thread %s waits in %s%s",
-                    Name(first->thread.block).text, returned_count, thread_count, Name(first->thread.index).text,
-                    Place(*first).text, second);
+    record("deadlock in block %s: %d of %d threads returned, thread %s waits in %s%s", Name(first->thread.block).text,
+           returned_count, thread_count, Name(first->thread.index).text, Place(*first).text, second);
 }
 
 void run_block(uint3 block, void* dynamic_shared) {
@@ -202,27 +203,36 @@ void number_threads(dim3 block) {
     for (unsigned z = 0; z < block.z; ++z)
         for (unsigned y = 0; y < block.y; ++y)
             for (unsigned x = 0; x < block.x; ++x, ++linear) {
-                fibers[linear].thread = {{x, y, z}, {}, linear, linear % 32, linear / 32, nullptr};
+                fibers[linear].thread = {{x, y, z}, {}, linear, linear % 32, linear / 32, nullptr, 0};
                 all_threads[linear] = static_cast<int>(linear);
             }
 }
 
-// The order of the blocks, by linear number; nullptr where there is no memory for it.
-unsigned long long* block_order(unsigned long long count) {
-    auto* order = static_cast<unsigned long long*>(malloc(count * sizeof(unsigned long long)));
-    if (!order) return nullptr;
-    const Order wanted = static_cast<Order>(grid->order);
-    const bool backwards = wanted == Order::reverse || wanted == Order::lifo;
-    for (unsigned long long i = 0; i < count; ++i) order[i] = backwards ? count - 1 - i : i;
-    if (wanted == Order::random)
-        for (unsigned long long i = count; i > 1; --i) {
-            const unsigned long long other = random_numbers.below(static_cast<unsigned>(i));
-            const unsigned long long swapped = order[i - 1];
-            order[i - 1] = order[other];
-            order[other] = swapped;
+// The order in which the blocks of a grid run.
+class BlockOrder {
+public:
+    BlockOrder(Order order, unsigned count) : order_(order), count_(count) {
+        if (order != Order::random) return;
+        shuffled_ = static_cast<unsigned*>(malloc(count * sizeof(unsigned)));
+        if (!shuffled_) return;
+        for (unsigned i = 0; i < count; ++i) {
+            const unsigned place = random_numbers.below(i + 1);
+            shuffled_[i] = shuffled_[place];
+            shuffled_[place] = i;
         }
-    return order;
-}
+    }
+    ~BlockOrder() { free(shuffled_); }
+    bool has_memory() const { return order_ != Order::random || shuffled_; }
+    unsigned operator[](unsigned i) const {
+        if (order_ == Order::random) return shuffled_[i];
+        return order_ == Order::forward ? i : count_ - 1 - i;
+    }
+
+private:
+    Order order_;
+    unsigned count_;
+    unsigned* shuffled_ = nullptr;
+};
 
 }  // namespace
 
@@ -236,12 +246,14 @@ void fail(Site site, const char* format, ...) {
          base_name(site.file), site.line);
 }
 
-void stop_at_fault(int signal, const void* address) {
+void stop_at_fault(int signal, const void* address, bool address_known) {
     if (running == &scheduler) abort();  // a fault of the emulator itself
     const Name thread(current->index), block(current->block);
     if (signal == SIGFPE) stop("integer division by zero in thread %s of block %s", thread.text, block.text);
     if (is_guard(address))
         stop("thread %s of block %s needs more than %zu KB of stack", thread.text, block.text, stack_size / 1024);
+    if (!address_known)
+        stop("misaligned access, or one to an invalid address, by thread %s of block %s", thread.text, block.text);
     const size_t place = reinterpret_cast<uintptr_t>(address);
     stop("access to invalid address 0x%zx%s by thread %s of block %s", place, place < 4096 ? " (a null pointer)" : "",
          thread.text, block.text);
@@ -253,8 +265,14 @@ StaticShared find_static_shared(const void* address) {
     return search.found;
 }
 
-void yield() {
-    ready.push(number_of(*running));
+void wait_turn(const char* operation, Site site) {
+    constexpr unsigned long long turns = 1 << 21;  // seconds of nothing else
+    Fiber& fiber = *running;
+    wait_at(fiber, State::ready, operation, site);
+    if (++idle_turns > turns)
+        stop("no progress in block %s: thread %s repeats %s without end", Name(fiber.thread.block).text,
+             Name(fiber.thread.index).text, Place(fiber).text);
+    ready.defer(number_of(fiber));
     run_next();
 }
 
@@ -340,25 +358,26 @@ void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument) {
     running = &scheduler;
 
     const unsigned long long blocks = 1ull * launch.grid[0] * launch.grid[1] * launch.grid[2];
-    unsigned long long* order = block_order(blocks);
-    void* dynamic_shared = launch.dynamic_shared ? aligned_alloc(1024, (launch.dynamic_shared + 1023) / 1024 * 1024) : nullptr;
-    void* static_shared = static_shared_memory(launch.static_shared);
-    if (!order || (launch.dynamic_shared && !dynamic_shared) || !make_stacks()) {
-        launch.failed = 1;
-        snprintf(launch.message, sizeof launch.message, "out of memory for a grid of %llu blocks", blocks);
+    if (blocks > 0xffffffffu) {
+        record("a grid of %llu blocks: the emulator runs up to %u", blocks, 0xffffffffu);
+        return;
     }
+    const BlockOrder order(static_cast<Order>(launch.order), static_cast<unsigned>(blocks));
+    void* static_shared = static_shared_memory(launch.static_shared);
+    void* dynamic_shared = nullptr;
+    if (launch.dynamic_shared) dynamic_shared = aligned_alloc(1024, (launch.dynamic_shared + 1023) / 1024 * 1024);
+    if (!order.has_memory() || (launch.dynamic_shared && !dynamic_shared) || !make_stacks())
+        record("out of memory for a grid of %llu blocks", blocks);
     FaultHandlers handlers;
-    for (unsigned long long i = 0; i < blocks && !launch.failed; ++i) {
-        const unsigned long long number = order[i];
+    for (unsigned i = 0; i < blocks && !launch.failed; ++i) {
         if (static_shared) fill_with_nan(static_shared, launch.static_shared.bytes);
         if (dynamic_shared) fill_with_nan(dynamic_shared, launch.dynamic_shared);
-        run_block({static_cast<unsigned>(number % launch.grid[0]),
-                   static_cast<unsigned>(number / launch.grid[0] % launch.grid[1]),
-                   static_cast<unsigned>(number / launch.grid[0] / launch.grid[1])},
+        const unsigned block = order[i];
+        run_block({block % launch.grid[0], block / launch.grid[0] % launch.grid[1],
+                   block / launch.grid[0] / launch.grid[1]},
                   dynamic_shared);
     }
     free(dynamic_shared);
-    free(order);
 }
 
 }  // namespace emulated

@@ -22,6 +22,7 @@ struct Thread {
     unsigned lane;         // linear % 32
     unsigned warp;         // linear / 32
     void* dynamic_shared;  // the block's dynamic shared memory
+    unsigned unchanged;    // atomics so far that changed nothing: those of a waiting loop
 };
 
 EMULATED_API extern Thread* current;  // the thread that runs now
@@ -31,8 +32,10 @@ EMULATED_API extern dim3 grid_dimensions;
 // Ends the grid with this message; the thread that calls it never goes on.
 [[noreturn]] EMULATED_API void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-// Lets the other threads of the block run: for the emulated bodies of waiting loops.
-EMULATED_API void yield();
+// One turn of a loop that waits for other threads of the block: lets them run.  A grid in which nothing else
+// happens for long ends with an error that names the operation.
+EMULATED_API void wait_turn(const char* operation, Site site);
+EMULATED_API extern unsigned long long idle_turns;  // since a thread last got anywhere
 
 }  // namespace emulated
 
@@ -42,5 +45,10 @@ EMULATED_API void yield();
 #define gridDim (emulated::grid_dimensions)
 inline constexpr int warpSize = 32;
 
-inline void __nanosleep(unsigned) { emulated::yield(); }
+inline void __nanosleep(unsigned, emulated::Site site = emulated::Site::here()) {
+    emulated::wait_turn("__nanosleep", site);
+}
+extern "C" int printf(const char* format, ...);
+#define assert(condition) \
+    ((condition) ? (void)0 : emulated::fail(emulated::Site::here(), "assertion `%s` failed", #condition))
 [[noreturn]] inline void __trap(emulated::Site site = emulated::Site::here()) { emulated::fail(site, "__trap"); }
