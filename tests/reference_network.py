@@ -188,7 +188,12 @@ def hinge(Z: Bounded, labels: Any, u: float) -> tuple[Bounded, Bounded]:
 
 
 def network(
-    config: dict[str, Any], X: Any, y: Any, parameters: dict[str, Any], dtype: str = "float64"
+    config: dict[str, Any],
+    X: Any,
+    y: Any,
+    parameters: dict[str, Any],
+    dtype: str = "float64",
+    input_grad: bool = True,
 ) -> dict[str, Bounded]:
     """The loss, every intermediate and every gradient by name, with bounds for arithmetic in ``dtype``.
 
@@ -223,7 +228,8 @@ def network(
         if layer > 1:
             dA = found[f"dA{layer - 1}"] = product(dZ, W[f"W{layer}"].T, u)
             dZ = times(dA, derivative(found[f"Z{layer - 1}"], below, config["activation"], u), u)
-    found["dX"] = product(dZ, W["W1"].T, u)
+    if input_grad:
+        found["dX"] = product(dZ, W["W1"].T, u)
     return found
 
 
