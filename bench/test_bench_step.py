@@ -11,7 +11,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("shape", SMALL, ids=str)
+@pytest.mark.parametrize("shape", SMALL, ids=lambda s: f"{s.samples}x{s.inputs}-{s.hidden}-{s.outputs}")
 def test_step(shape, device, measure):
     if device.kind == "emulator":
         shape = throughput.Shape(min(shape.samples, 64), shape.inputs, min(shape.hidden, 50), shape.outputs)

@@ -4,7 +4,8 @@ A step is ``MLP.train_step`` with SGD: forward, loss, backward, update, on data 
 device.  Each sample is the wall time of several steps between two synchronisations, divided by their number;
 the devices take turns round by round, so that a change in the machine's load meets all of them.  Medians and
 quartiles are reported and every raw sample is kept.  Before anything is timed, the step's loss and gradients
-must agree with float64 NumPy.
+must agree with float64 NumPy.  The CPU takes as many BLAS threads as suit the shape: all, or
+one where that is faster.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ ROUNDS = 15  # samples a shape and device, where the budget allows
 FEWEST_ROUNDS = 5
 WARM_UP_SECONDS = 0.3
 AGREEMENT = 1e-4  # relative, norm-wise, float32 step against float64: far above rounding, far below a mistake
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 LEARNING_RATE = 1e-3  # small: thousands of steps on random targets must stay finite
 
 Floats = NDArray[np.floating]
@@ -86,6 +89,7 @@ class Result:
     shape: Shape
     device: str
     gradient_error: float
+    blas_threads: int | None = None
     steps_per_sample: int = 1
     seconds_per_step: list[float] = field(default_factory=list)
 
@@ -116,6 +120,7 @@ class Result:
             },
             "gflops_per_second": self.shape.flops / middle / 1e9,
             "gradient_error": self.gradient_error,
+            "blas_threads": self.blas_threads,
             "steps_per_sample": self.steps_per_sample,
             "seconds_per_step": list(self.seconds_per_step),
         }
@@ -134,6 +139,7 @@ class Step:
         )
         self.X, self.y = to_device(X, device), to_device(y, device)
         self.optimizer = SGD(lr=LEARNING_RATE)
+        self.blas_threads: int | None = None  # None: as many as BLAS takes by itself
 
     def run(self) -> None:
         """One step; on a GPU it may still be under way on return."""
@@ -141,7 +147,7 @@ class Step:
 
     def seconds(self, steps: int) -> float:
         """Wall time of ``steps`` steps between two synchronisations."""
-        with self.device:
+        with self.device, limit_blas_threads(self.blas_threads):
             synchronize(self.net.xp)
             start = time.perf_counter()
             for _ in range(steps):
@@ -150,12 +156,25 @@ class Step:
             return time.perf_counter() - start
 
     def warm_up(self) -> float:
-        """Repeat until caches, clocks and compiled kernels have settled; seconds of the last step."""
+        """Repeat until caches, clocks and compiled kernels have settled; seconds a step.
+
+        On the CPU with all BLAS threads and with one, to stay with what is faster.
+        """
+        if self.device.kind != "cpu" or thread_variables():
+            return self._settle()
+        by_threads = {}
+        for threads in (None, 1):
+            self.blas_threads = threads
+            by_threads[threads] = self._settle()
+        self.blas_threads = min(by_threads, key=lambda threads: by_threads[threads])
+        return by_threads[self.blas_threads]
+
+    def _settle(self) -> float:
         start = time.perf_counter()
-        last = self.seconds(1)
+        taken = [self.seconds(1)]
         while time.perf_counter() - start < WARM_UP_SECONDS:
-            last = self.seconds(1)
-        return last
+            taken.append(self.seconds(1))
+        return float(np.median(taken[len(taken) // 2 :]))
 
     def gradient_error(self) -> float:
         """The largest relative error, norm-wise, of the loss and of each gradient against float64 NumPy.
@@ -178,7 +197,8 @@ class Step:
         if not errors[name] <= AGREEMENT:
             raise RuntimeError(
                 f"{self.shape} on {self.device}: {name} differs from float64 NumPy by {errors[name]:.1e} "
-                f"(allowed {AGREEMENT:.0e}), so nothing is timed; `handgrad kernels check` finds the kernel"
+                f"(allowed {AGREEMENT:.0e}), so nothing is timed; "
+                + ("please report it" if self.device.kind == "cpu" else "see `handgrad kernels check`")
             )
         return errors[name]
 
@@ -223,6 +243,8 @@ def measure(
             result = Result(shape, str(device), step.gradient_error())
             say(f"{shape} on {device}: warming up")
             once = step.warm_up()
+            if device.kind == "cpu":
+                result.blas_threads = step.blas_threads or max((b["num_threads"] for b in blas()), default=1)
             result.steps_per_sample = max(1, round(seconds / ROUNDS / once))
             runs.append((step, result))
             results.append(result)
@@ -329,7 +351,20 @@ def blas_notes() -> list[str]:
             f"{settings} may make the CPU slower than it is by itself; the figures hold for this setting "
             f"(compare: env {without} handgrad bench)"
         )
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        if name in os.environ:
-            notes.append(f"{name}={os.environ[name]} sets the CPU's threads")
+    notes += [f"{name}={value} sets the CPU's threads" for name, value in thread_variables().items()]
     return notes
+
+
+def thread_variables() -> dict[str, str]:
+    """The environment variables that say how many threads BLAS takes."""
+    return {name: os.environ[name] for name in THREAD_VARIABLES if os.environ.get(name)}
+
+
+def limit_blas_threads(threads: int | None) -> AbstractContextManager[Any]:
+    """At most ``threads`` BLAS threads inside the block; None leaves them as they are."""
+    if threads is None:
+        return nullcontext()
+    import threadpoolctl
+
+    limits: AbstractContextManager[Any] = threadpoolctl.threadpool_limits(limits=threads, user_api="blas")
+    return limits

@@ -119,7 +119,7 @@ def _write(directory: Path, report: dict[str, Any], out: Console) -> None:
     write_atomically(directory / "bench.json", text.encode())
     files = ["bench.json"]
     if report["results"]:
-        plots.throughput(report["results"], directory / "throughput.png")
+        plots.throughput(report["results"], directory / "throughput.png", title=_where(report["machine"]))
         files.append("throughput.png")
     out.print(f"wrote {' and '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
 
@@ -127,41 +127,42 @@ def _write(directory: Path, report: dict[str, Any], out: Console) -> None:
 def _print_table(out: Console, results: Sequence[Result], report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"a training step on {_where(report['machine'])}", title_justify="left")
-    table.add_column("network")
-    table.add_column("loss")
-    table.add_column("device")
-    for heading in ("ms a step", "quartiles", "samples/s", "GFLOP/s", "against cpu"):
-        table.add_column(heading, justify="right")
     cpu = {result.shape: result for result in results if result.device == "cpu"}
-    previous = None
-    for result in results:
-        low, middle, high = result.quartiles
-        ratio = (
-            ""
-            if result.device == "cpu" or result.shape not in cpu
-            else (f"{result.samples_per_second / cpu[result.shape].samples_per_second:.2f}×")
-        )
-        if previous not in (None, result.shape):
+    compares = any(result.device != "cpu" and result.shape in cpu for result in results)
+    out.print(f"a training step on {_where(report['machine'])}", markup=False, soft_wrap=True)
+    table = Table()
+    for heading in ("network", "loss", "device"):
+        table.add_column(heading)
+    for heading in ("ms a step", "quartiles", "samples/s", "GFLOP/s", *(["against cpu"] if compares else [])):
+        table.add_column(heading, justify="right")
+    for previous, result in zip([None, *results], results, strict=False):
+        begins = previous is None or previous.shape != result.shape
+        if begins:
             table.add_section()
-        table.add_row(
-            "" if previous == result.shape else str(result.shape),
-            "" if previous == result.shape else result.shape.loss,
-            result.device,
+        low, middle, high = result.quartiles
+        row = [
+            str(result.shape) if begins else "",
+            result.shape.loss if begins else "",
+            result.device if result.blas_threads is None else f"cpu, {count(result.blas_threads, 'thread')}",
             f"{middle * 1e3:.3g}",
             f"{low * 1e3:.3g} – {high * 1e3:.3g}",
             f"{result.samples_per_second:,.0f}",
             f"{result.shape.flops / middle / 1e9:,.1f}",
-            ratio,
-        )
-        previous = result.shape
+        ]
+        if compares and result.device != "cpu" and result.shape in cpu:
+            row.append(f"{result.samples_per_second / cpu[result.shape].samples_per_second:.2f}×")
+        table.add_row(*row)
     out.print(table)
+
+
+def count(number: int, noun: str) -> str:
+    """As "1 thread" or "2 threads"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _where(machine: dict[str, Any]) -> str:
     blas = ", ".join(
-        f"{library['internal_api']} {library['version']} ({library['architecture']} kernels, "
-        f"{library['num_threads']} threads)"
+        f"{library['internal_api']} {library['version']} ({library['architecture']} kernels)"
         for library in machine["blas"]
     )
     gpus = "".join(f"; {device}: {name}" for device, name in machine.get("gpus", {}).items())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from handgrad.cli import choices
 from handgrad.cli.errors import FAILED
 from handgrad.cli.options import DeviceOption, JsonOption, KernelsOption, kernels_from
 
@@ -32,11 +33,11 @@ def check(
     device: DeviceOption = "auto",
     op: Annotated[
         list[str] | None,
-        typer.Option("--op", metavar="OP", help="Check this op alone; may be repeated."),
+        typer.Option("--op", metavar="OP", help="This op alone: linear, or linear.forward; may be repeated."),
     ] = None,
     dtype: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", metavar="DTYPE", help="float32 or float64 alone; may be repeated."),
+        list[choices.Dtype] | None,
+        typer.Option("--dtype", help="This type alone; may be repeated."),
     ] = None,
     kernels: KernelsOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small part of the grid.")] = False,
@@ -66,6 +67,7 @@ def check(
                 "error": case.error,
                 "bound": case.bound,
                 "passed": bool(case.passed),
+                "detail": case.detail,
             }
             for case in cases
         ]
@@ -110,7 +112,7 @@ def _print_table(out: Console, cases: Sequence[Case], failed: Sequence[Case], de
     table = Table(title=f"kernels against float64 NumPy, on {where}", title_justify="left")
     for heading in ("op", "kernel", "dtype"):
         table.add_column(heading)
-    for heading in ("cases", "failed", "worst error", "its bound", "error/bound"):
+    for heading in ("cases", "failed", "worst error/bound"):
         table.add_column(heading, justify="right")
     groups: dict[tuple[str, str, str], list[Case]] = {}
     for case in cases:
@@ -124,14 +126,14 @@ def _print_table(out: Console, cases: Sequence[Case], failed: Sequence[Case], de
             dtype,
             str(len(members)),
             f"[red]{misses}[/red]" if misses else "0",
-            f"{worst.error:.2e}",
-            f"{worst.bound:.2e}",
             f"{_share_of_bound(worst):.3f}",
         )
     out.print(table)
     for case in failed[:MOST_FAILURES_LISTED]:
-        text = f"{case.op} {case.kernel} {case.dtype} {case.shape}"
-        text += f": error {case.error:.3e}, bound {case.bound:.3e}"
+        shape = " ".join(f"{name}={size}" for name, size in case.shape.items())
+        text = (
+            f"{case.op} {case.dtype} {shape}: error {case.error:.3e}, bound {case.bound:.3e}; {case.detail}"
+        )
         out.print(f"[red]failed[/red] {escape(text)}", soft_wrap=True)
     if len(failed) > MOST_FAILURES_LISTED:
         out.print(f"and {len(failed) - MOST_FAILURES_LISTED} more; --json lists every case")

@@ -20,9 +20,13 @@ def console(as_json: bool = False) -> Console:
     """A console on stdout, or on stderr where stdout is kept for the JSON object."""
     from rich.console import Console
 
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:  # Rich would exit with code 1
+            raise BrokenPipeError
+
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return Console(file=stream, highlight=False, soft_wrap=False, width=width)
+    return PipeConsole(file=stream, highlight=False, soft_wrap=False, width=width)
 
 
 def print_json(report: Mapping[str, Any]) -> None:

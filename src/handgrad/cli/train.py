@@ -116,6 +116,8 @@ def train(
     The run's folder: config.json (all settings), metrics.jsonl (a line an epoch), weights.safetensors,
     curves.png. The same seed, data and device give the same weights, bit for bit.
     """
+    import numpy as np
+
     from handgrad.cli import run_directory
     from handgrad.cli.data import hold_out, training_data
     from handgrad.cli.network import (
@@ -127,6 +129,7 @@ def train(
     )
     from handgrad.cli.output import console, print_json
     from handgrad.cli.progress import Interrupt, TrainingDisplay, check_finite
+    from handgrad.cli.threads import blas_threads
     from handgrad.cli.training_report import (
         describe_run,
         draw_curves,
@@ -160,7 +163,7 @@ def train(
         directory = run_directory.create(out_directory)
         directory.write_config(describe_run(ctx, net, rule, data, split, training))
         if not quiet:
-            out.print(headline(net, training, split), markup=False, soft_wrap=True)
+            out.print(headline(net, training, split, batch_size), markup=False, soft_wrap=True)
         figures_of = "test" if patience is None else "validation"
         display = TrainingDisplay(out, epochs, len(training), figures_of, quiet)
 
@@ -176,7 +179,8 @@ def train(
             interrupt.check()
 
         began = time.perf_counter()
-        with display:
+        # A loss that overflows is told by check_finite, in a line.
+        with display, blas_threads(net, batch_size), np.errstate(all="ignore"):
             history = fit(
                 net,
                 training,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from handgrad.cli.data import absolute
 from handgrad.cli.output import short_path
+from handgrad.cli.threads import takes_one_thread
 
 if TYPE_CHECKING:
     import typer
@@ -66,18 +67,20 @@ def describe_run(
             "clip_norm": options["clip_norm"],
             "patience": options["patience"],
             "seed": options["seed"],
+            "one_blas_thread": takes_one_thread(net, options["batch_size"]),
             "init": options["init"],
             "validation": "test part" if options["patience"] is None else "a tenth of the training part",
         },
     }
 
 
-def headline(net: MLP, training: Dataset, split: Split) -> str:
+def headline(net: MLP, training: Dataset, split: Split, batch_size: int) -> str:
     """The network, the data and the device, in a line."""
     count = sum(int(view.size) for view in net.parameters.values())
     widths = "→".join(map(str, net.sizes))
+    threads = ", 1 BLAS thread" if takes_one_thread(net, batch_size) else ""
     return (
-        f"{widths} ({net.activation}, {net.loss_name}; {count:,} parameters) on {net.device}; "
+        f"{widths} ({net.activation}, {net.loss_name}; {count:,} parameters) on {net.device}{threads}; "
         f"{len(training):,} training and {len(split.test):,} test samples of {training.name}"
     )
 
