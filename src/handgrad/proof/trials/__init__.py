@@ -1,0 +1,33 @@
+"""The grid of trials: every kernel of the catalogue, one module an op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from handgrad.proof.trials import activation, batch, linear, loss, optimizer
+from handgrad.proof.trials.trial import Trial
+
+TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
+    "activation.forward": activation.forward_trials,
+    "activation.backward": activation.backward_trials,
+    "batch.gather": batch.gather_trials,
+    "linear.forward": linear.forward_trials,
+    "linear.backward_input": linear.backward_input_trials,
+    "linear.backward_weight": linear.backward_weight_trials,
+    "linear.reduce_partials": linear.reduce_trials,
+    "loss.elementwise": loss.elementwise_trials,
+    "loss.rows": loss.rows_trials,
+    "optimizer.squares": optimizer.squares_trials,
+    "optimizer.update": optimizer.update_trials,
+}
+DTYPES = ("float32", "float64", "int32")
+
+
+def trials(op: str, dtype: str, quick: bool) -> list[Trial]:
+    """The trials of one kernel in one type, without repetitions; none where it has no such type."""
+    if dtype == "int32" and op != "batch.gather":
+        return []
+    return list({str(trial): trial for trial in TRIALS[op](dtype, quick)}.values())
+
+
+__all__ = ["DTYPES", "TRIALS", "Trial", "trials"]
