@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from stand_in_cupy import StandInCupy
 
 from handgrad import arrays, kernel
-
-
-@pytest.fixture
-def checkout() -> Path:
-    """The folder that holds pyproject.toml; skips where the tests run away from a checkout."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / "pyproject.toml").is_file():
-        pytest.skip("runs in a checkout only: it builds the package")
-    return folder
 
 
 @pytest.fixture
