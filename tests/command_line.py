@@ -51,6 +51,5 @@ def process(*arguments: Any, cwd: Path, **options: Any) -> subprocess.Popen[str]
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        **options,
+        **({"text": True} | options),
     )

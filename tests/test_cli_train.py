@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +110,56 @@ def test_plain_lines_where_there_is_no_terminal():
     assert "300 training and 300 test samples of mnist-subset" in lines[0]
     for number, line in enumerate(lines[1:3], start=1):
         assert line.startswith(f"epoch {number}/2  loss ")
-        assert "test accuracy" in line
+        assert "  test loss " in line
+        assert "  accuracy " in line
         assert line.endswith(" samples/s")
         assert "\x1b" not in line
         assert "\r" not in line
     assert lines[3].startswith("test accuracy ")
     assert "handgrad evaluate runs/" in lines[4]
     assert len(lines) == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_bar_moves_on_a_terminal(tmp_path):
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "handgrad.cli", "train", *QUICK, "--epochs", "30"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave,
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
+    ) as running:  # fmt: skip
+        os.close(slave)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+            while part := os.read(master, 65536):
+                seen += part
+    os.close(master)
+    text = seen.decode()
+    assert running.returncode == 0, text
+    assert "━" in text
+    assert "epoch 30/30  loss " in text
+    assert text.rstrip().splitlines()[-1].startswith("the run is in ")
+
+
+def test_a_terminal_without_the_signs_is_no_failure(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    with process("train", *QUICK, cwd=tmp_path, env=environment, encoding="latin-1") as running:
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    assert out.startswith("784?16?10")
+
+
+def test_a_compiler_that_ctrl_c_ended_is_an_interrupt(monkeypatch):
+    def interrupted(self, *arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("g++ failed")
+
+    monkeypatch.setattr(hg.MLP, "train_step", interrupted)
+    result = handgrad("train", *QUICK)
+    assert result.exit_code == 130
+    assert "g++" not in result.stderr
 
 
 def test_quiet_gives_the_result_alone():

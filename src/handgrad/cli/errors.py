@@ -40,6 +40,7 @@ class CommandGroup(TyperGroup):
     ) -> NoReturn:
         """Run the command line ``args`` and leave with its exit code."""
         extra.pop("standalone_mode", None)
+        tolerate_any_encoding()
         arguments, debug = take_debug(list(sys.argv[1:] if args is None else args))
         code: Any = 0
         try:
@@ -132,6 +133,13 @@ def _got(options: Sequence[str], arguments: Sequence[str]) -> str:
 def one_line(text: str) -> str:
     """``text`` with every run of white space as one blank."""
     return " ".join(text.split())
+
+
+def tolerate_any_encoding() -> None:
+    """Print "?" for a sign that the terminal's encoding lacks ("→" in Latin-1), rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def silence_stdout() -> None:

@@ -66,16 +66,14 @@ class TrainingDisplay:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("epoch {task.fields[epoch]:>3}/{task.fields[epochs]}"),
+                TextColumn(f"epoch {{task.fields[epoch]:>{len(str(self.epochs))}}}/{self.epochs}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task(
-                "", total=float(self.epochs), epoch=1, epochs=self.epochs, figures=""
-            )
+            self._task = self._bar.add_task("", total=float(self.epochs), epoch=1, figures="")
             self._bar.start()
         self._began = time.perf_counter()
         return self
@@ -103,22 +101,19 @@ class TrainingDisplay:
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the epoch's line."""
         self._epoch, self._began = row["epoch"], time.perf_counter()
-        self.last_figure = self._figure(row)
+        accuracy = "" if row["validation_accuracy"] is None else f"accuracy {row['validation_accuracy']:.2%}"
+        self.last_figure = f"{self.measured_on} {accuracy}" if accuracy else ""
         if self.quiet:
             return
         words = [
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}",
             f"loss {row['train_loss']:.4f}",
             f"{self.measured_on} loss {row['validation_loss']:.4f}",
-            self.last_figure,
+            accuracy,
             f"{row['samples_per_second']:,.0f} samples/s",
         ]
         self.console.print("  ".join(word for word in words if word), markup=False, soft_wrap=True)
         self.console.file.flush()
-
-    def _figure(self, row: dict[str, Any]) -> str:
-        accuracy = row["validation_accuracy"]
-        return "" if accuracy is None else f"{self.measured_on} accuracy {accuracy:7.2%}"
 
 
 def check_finite(row: dict[str, Any], lr: float) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Below this, sharing a product among threads gains little, and costs much where another program has a core:
 # each product then waits for that core's time slice (tried: 2 cores, both busy, batch 64, 784→128→10: 3,000
 # samples a second with two threads, 60,000 with one).
-SMALL_PRODUCT = 50_000_000  # floating-point operations, about a millisecond of one core
+SMALL_PRODUCT = 100_000_000  # floating-point operations, about two milliseconds of one core
 
 
 def takes_one_thread(net: MLP, batch_size: int) -> bool:

@@ -181,20 +181,24 @@ def train(
         began = time.perf_counter()
         # A loss that overflows is told by check_finite, in a line.
         with display, blas_threads(net, batch_size), np.errstate(all="ignore"):
-            history = fit(
-                net,
-                training,
-                optimizer=rule,
-                batch_size=batch_size,
-                epochs=epochs,
-                validation=watched,
-                schedule=schedule.value,
-                clip_norm=clip_norm,
-                patience=patience,
-                seed=seed,
-                on_step=on_step,
-                on_epoch=on_epoch,
-            )
+            try:
+                history = fit(
+                    net,
+                    training,
+                    optimizer=rule,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    validation=watched,
+                    schedule=schedule.value,
+                    clip_norm=clip_norm,
+                    patience=patience,
+                    seed=seed,
+                    on_step=on_step,
+                    on_epoch=on_epoch,
+                )
+            except RuntimeError:
+                interrupt.check()  # Ctrl-C ends a compiler that is at work, too: that is no failure
+                raise
         seconds = time.perf_counter() - began
         net.save(directory.weights)
         if history.rows and not no_plot:
