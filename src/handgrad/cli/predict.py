@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handgrad.cli import data as samples_of
-from handgrad.cli import run_directory
 from handgrad.cli.errors import wrong
 from handgrad.cli.options import (
     BatchSizeOption,
@@ -56,6 +54,8 @@ def predict(
     holds the probabilities, scores or values as one array (samples, outputs).
     """
     from handgrad import checkpoint
+    from handgrad.cli import data as samples_of
+    from handgrad.cli import run_directory
     from handgrad.cli.output import console, print_json, short_path
     from handgrad.datasets.numpy_files import npy_bytes
 
