@@ -11,25 +11,7 @@ from emulator_sources import FAULTS, ORDERS, line_of
 
 from handgrad import emulator
 
-NAMES = (
-    *(
-        "divergent_barrier",
-        "barrier_in_branch",
-        "return_before_barrier",
-        "lane_outside_mask",
-        "missing_lanes",
-    ),
-    *(
-        "returned_lane",
-        "warp_divergence",
-        "masks_differ",
-        "deadlock",
-        "misaligned",
-        "store_through",
-        "divide",
-    ),
-    *("deep_stack", "trap", "read_outside_mask", "misaligned_unchecked", "failed_assertion", "endless_wait"),
-)
+NAMES = re.findall(r"^__global__ void (\w+)\(", FAULTS.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +52,9 @@ def test_divergent_barrier_names_both_lines(order: str) -> None:
 def test_thread_that_returned_while_others_wait(name: str, more: tuple[Any, ...], order: str) -> None:
     text = message(name, floats(), *more, order=order)
     assert f"__syncthreads at {line_of(name)}" in text
-    assert "returned" in text
+    assert re.search(
+        r"returned while \d+ threads wait in|reached by thread .* after \d+ threads returned", text
+    )
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -106,7 +90,11 @@ def test_warp_at_different_collectives(order: str) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_masks_that_overlap_in_part(order: str) -> None:
     text = message("masks_differ", emulator.zeros(64, np.int32), order=order)
-    assert f"__ballot_sync at {line_of('masks_differ')}" in text
+    assert f"waits for it in __ballot_sync at {line_of('masks_differ')} (mask 0xffffffff)" in text
+    text = message("masks_overlap", emulator.zeros(64, np.int32), order=order)
+    assert "warp divergence in block (" in text
+    assert f"__ballot_sync at {line_of('masks_overlap')} with mask 0x00000003" in text
+    assert f"__ballot_sync at {line_of('masks_overlap')} with mask 0xffffffff" in text
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -85,9 +85,11 @@ def test_single_precision_functions() -> None:
 
 
 def test_named_rounding_is_not_contracted() -> None:
-    y = emulator.zeros(2, np.int32)
-    emulator.launch(FEATURES, "contraction", (1,), (1,), (emulator.full(1, 1.0001, np.float32), y), 0)
-    np.testing.assert_array_equal(y, [1, 1])
+    a = np.float32(1.0001)
+    x, y = emulator.asarray([a, -(a * a)], np.float32), emulator.empty(2)
+    emulator.launch(FEATURES, "contraction", (1,), (1,), (x, y), 0)
+    error = np.float64(a) ** 2 - np.float64(a * a)
+    np.testing.assert_array_equal(y, np.array([0, error], np.float32))
 
 
 def test_minimum_and_maximum_take_the_common_type() -> None:

@@ -52,6 +52,10 @@ __global__ void masks_differ(int* x) {
     x[threadIdx.x] = __ballot_sync(mask, 1);  // FAULT masks_differ
 }
 
+__global__ void masks_overlap(int* x) {
+    x[threadIdx.x] = __ballot_sync(threadIdx.x == 0 ? 0x3u : 0xffffffffu, 1);  // FAULT masks_overlap
+}
+
 __global__ void deadlock(float* x) {
     if (threadIdx.x < 16) x[threadIdx.x] = __shfl_xor_sync(0xffffffffu, x[threadIdx.x], 1);  // FAULT deadlock shuffle
     __syncthreads();  // FAULT deadlock barrier

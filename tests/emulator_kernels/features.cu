@@ -43,11 +43,10 @@ __global__ void single_precision(const float* x, float* y) {
     y[threadIdx.x] = expf(v) + __expf(v) + rsqrtf(v) + __fdividef(1.0f, v) + __frcp_rn(v) + fmaf(v, v, 1.0f) + logf(v);
 }
 
-// 1 where a product is rounded before it is added
-__global__ void contraction(const float* x, int* y) {
-    const float a = x[0];
-    y[0] = __fadd_rn(__fmul_rn(a, a), -(a * a)) == 0.0f;
-    y[1] = __fmaf_rn(a, a, -__fmul_rn(a, a)) != 0.0f;
+// x[1] is minus the rounded square of x[0]: their sum is 0 unless the product is fused into it
+__global__ void contraction(const float* x, float* y) {
+    y[0] = __fmul_rn(x[0], x[0]) + x[1];
+    y[1] = __fmaf_rn(x[0], x[0], x[1]);
 }
 
 __global__ void mixed_minimum(int* y, unsigned u, long long wide, unsigned char byte) {
