@@ -1,7 +1,8 @@
 """Networks in safetensors files, written atomically.
 
 The tensors are the parameters by name (W1, b1, …) and, if an optimizer was given, its state as
-``optimizer.momentum.W1``, …, ``optimizer.step``.  The metadata:
+``optimizer.momentum.W1``, …, ``optimizer.step``.  The metadata have one key, ``handgrad``: a JSON object in
+a fixed order, so that equal networks give equal files, byte for byte.  In it:
 
 =======================  ======================================================================
 ``format``               ``handgrad``
@@ -39,6 +40,7 @@ from handgrad.ops.optimizer import Optimizer
 
 FORMAT = "handgrad"
 FORMAT_VERSION = 1
+METADATA_KEY = "handgrad"  # safetensors writes several keys in an order that varies
 OPTIMIZER_PREFIX = "optimizer."
 
 Tensors = dict[str, NDArray[Any]]
@@ -66,7 +68,7 @@ def save(net: MLP, path: str | Path, optimizer: Optimizer | None = None) -> None
         "optimizer": json.dumps(optimizer.config() if optimizer is not None else None),
     }
     metadata["sha256"] = _digest(metadata, tensors)
-    write_atomically(Path(path), _serialize(tensors, metadata))
+    write_atomically(Path(path), _serialize(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
 
 
 def load(path: str | Path, device: str | Device = "auto") -> MLP:
@@ -147,7 +149,7 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
+            metadata = _unpack((file.metadata() or {}).get(METADATA_KEY), path)
             _check_format(metadata, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, TypeError, AttributeError) as error:  # the latter for dtypes that NumPy lacks
@@ -156,6 +158,19 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
     if metadata.get("sha256") != _digest(metadata, tensors):
         raise CheckpointError(f"{path}: damaged: its contents do not give its checksum; use another copy")
     return metadata, tensors
+
+
+def _unpack(text: str | None, path: Path) -> dict[str, str]:
+    """The metadata out of their one JSON text; none where the file has no such text."""
+    if text is None:
+        return {}
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: damaged: its metadata cannot be read")
+    return metadata
 
 
 def _check_format(metadata: Mapping[str, str], path: Path) -> None:

@@ -120,9 +120,10 @@ def _identity(z: Floats, out: Floats) -> None:
 
 
 def _relu_backward(a: Floats, da: Floats, out: Floats) -> None:
-    dead = ~(a > 0)  # a NaN is dead too, as in the kernel
-    np.copyto(out, da)
-    out[dead] = 0
+    # Selects by an and with all ones or all zeros: what stands where a > 0 is false, NaN included, becomes 0.
+    bits = f"i{a.itemsize}"
+    keep = np.negative(a > 0, dtype=bits)
+    np.bitwise_and(da.view(bits), keep, out=out.view(bits))
 
 
 def _sigmoid_backward(a: Floats, da: Floats, out: Floats) -> None:
