@@ -11,7 +11,7 @@ from emulator_sources import FAULTS, ORDERS, line_of
 
 from handgrad import emulator
 
-NAMES = re.findall(r"^__global__ void (\w+)\(", FAULTS.read_text(), re.MULTILINE)
+NAMES = re.findall(r"(?<!>\n)^__global__ void (\w+)\(", FAULTS.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module", autouse=True)
