@@ -47,6 +47,14 @@ __global__ void warp_divergence(float* x) {
         __syncwarp();  // FAULT warp_divergence second
 }
 
+__global__ void warp_divergence_of_two(float* x) {
+    if (threadIdx.x == 3)
+        __syncwarp();  // FAULT warp_divergence_of_two first
+    else if (threadIdx.x == 7)
+        x[7] = __shfl_xor_sync(0xffffffffu, x[7], 1);  // FAULT warp_divergence_of_two second
+    __syncthreads();  // the others wait here
+}
+
 __global__ void masks_differ(int* x) {
     const unsigned mask = threadIdx.x < 16 ? 0xffffffffu : 0xffff0000u;
     x[threadIdx.x] = __ballot_sync(mask, 1);  // FAULT masks_differ

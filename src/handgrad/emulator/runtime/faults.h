@@ -10,6 +10,8 @@ namespace emulated {
 // Ends the grid; called on the signal stack, which the switch to the scheduler leaves for good.
 [[noreturn]] void stop_at_fault(int signal, const void* address, bool address_known);
 
+bool runs_kernel();  // rather than the emulator itself
+
 class FaultHandlers {
 public:
     FaultHandlers() {
@@ -37,8 +39,9 @@ private:
 
     static void handle(int signal, siginfo_t* info, void*) {
         // x86 gives no address for a misaligned vector access
-        if (pthread_equal(pthread_self(), runner)) stop_at_fault(signal, info->si_addr, info->si_code != SI_KERNEL);
-        for (int i = 0; i < count; ++i)  // another thread's fault: as before the launch, when it repeats
+        if (pthread_equal(pthread_self(), runner) && runs_kernel())
+            stop_at_fault(signal, info->si_addr, info->si_code != SI_KERNEL);
+        for (int i = 0; i < count; ++i)  // not the kernel's fault: as before the launch, when it repeats
             if (signals[i] == signal) sigaction(signal, &previous[i], nullptr);
     }
 

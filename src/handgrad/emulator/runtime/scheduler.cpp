@@ -247,7 +247,6 @@ void fail(Site site, const char* format, ...) {
 }
 
 void stop_at_fault(int signal, const void* address, bool address_known) {
-    if (running == &scheduler) abort();  // a fault of the emulator itself
     const Name thread(current->index), block(current->block);
     if (signal == SIGFPE) stop("integer division by zero in thread %s of block %s", thread.text, block.text);
     if (is_guard(address))
@@ -258,6 +257,8 @@ void stop_at_fault(int signal, const void* address, bool address_known) {
     stop("access to invalid address 0x%zx%s by thread %s of block %s", place, place < 4096 ? " (a null pointer)" : "",
          thread.text, block.text);
 }
+
+bool runs_kernel() { return running != &scheduler; }
 
 StaticShared find_static_shared(const void* address) {
     SegmentSearch search = {reinterpret_cast<uintptr_t>(address), {}};
@@ -321,24 +322,26 @@ void warp_collective(unsigned mask, void* argument, CollectiveFunction function,
     if (mask & warp.returned)
         stop("%s: lane %d in mask 0x%08x of thread %s of block %s has already returned", Place(fiber).text,
              __builtin_ctz(mask & warp.returned), mask, Name(fiber.thread.index).text, Name(fiber.thread.block).text);
+    const unsigned others = mask & warp.waiting;
     warp.waiting |= 1u << fiber.thread.lane;
     const bool complete = (warp.waiting & mask) == mask;
-    // Each lane is compared with one that waits, and the last one with all: masks may overlap in part.
-    void* arguments[32] = {};
-    int members[32];
-    int count = 0;
-    for (unsigned left = mask & warp.waiting; left; left &= left - 1) {
-        const int lane = __builtin_ctz(left);
-        const Fiber& other = fibers[base + lane];
+    for (unsigned left = others; left; left &= left - 1) {
+        const Fiber& other = fibers[base + __builtin_ctz(left)];
         if (other.mask != mask || !same_place(other, fiber))
             stop("warp divergence in block %s: thread %s waits in %s with mask 0x%08x, thread %s in %s with mask 0x%08x",
                  Name(fiber.thread.block).text, Name(other.thread.index).text, Place(other).text, other.mask,
                  Name(fiber.thread.index).text, Place(fiber).text, mask);
-        if (!complete) break;
-        arguments[lane] = other.argument;
-        members[count++] = base + lane;
+        if (!complete) break;  // one comparison will do, until the last lane's: masks may overlap in part
     }
     if (complete) {
+        void* arguments[32] = {};
+        int members[32];
+        int count = 0;
+        for (unsigned left = mask; left; left &= left - 1) {
+            const int lane = __builtin_ctz(left);
+            arguments[lane] = fibers[base + lane].argument;
+            members[count++] = base + lane;
+        }
         function(arguments, mask);
         warp.waiting &= ~mask;
         release(members, count);
