@@ -32,8 +32,11 @@ class KernelError(RuntimeError):
 
 def kernels_directory() -> Path:
     """The folder of the ``.cu`` sources: an override, else inside the package, else the checkout's."""
-    if _override:
-        return _override[-1]
+    return _override[-1] if _override else _installed_kernels()
+
+
+@functools.cache
+def _installed_kernels() -> Path:
     package = Path(__file__).resolve().parent
     for folder in (package / "kernels", package.parent.parent / "kernels"):
         if (folder / "common.cuh").is_file():
