@@ -19,8 +19,8 @@ from handgrad.proof import machine_code
 from handgrad.proof.machine_code import ARCHITECTURES, CompileError, compile_for
 
 WARN_ON_SPILLS = "--ptxas-options=--warn-on-spills"
-# Bytes that a thread may spill, stored and loaded: ptxas takes a few for a step of occupancy.  float64 is there
-# for checking.
+# Bytes that a thread may spill, stored and loaded: ptxas takes a few for a step of occupancy.  float64 may
+# spill more: it is there for checking.
 MOST_SPILLED, MOST_SPILLED_FLOAT64 = 16, 64
 ALLOW_UNREFERENCED = "--diag-suppress=177"  # constants that only the other kernels of a file use
 
