@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-C = 4.0  # KERNELS: |err| <= C √K u (|A| |B|)
+C = 4.0  # the constant that `handgrad kernels check` allows a product
 FUNCTION = 8.0  # u: 4 units in the last place, each at most 2 u of the result
 ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 
