@@ -217,6 +217,7 @@ class Comparison:
     problem: str
 
 
+@np.errstate(all="ignore")  # infinities and NaNs are compared with each other
 def compare(got: NDArray[Any], expected: Bounded | NDArray[Any], exact: bool = False) -> Comparison:
     """Element by element: |got - expected| ≤ bound, which a NaN does not satisfy.
 
@@ -237,7 +238,7 @@ def compare(got: NDArray[Any], expected: Bounded | NDArray[Any], exact: bool = F
     same = np.where(np.isnan(rounded), np.isnan(got), got == rounded)
     fits = np.where(finite, (errors <= limits) & np.isfinite(limits), same)
     ratios = np.where(limits > 0, errors / np.where(limits > 0, limits, 1), np.where(errors > 0, np.inf, 0))
-    ratios = np.where(fits, ratios, np.where(np.isnan(ratios) | ~finite, np.inf, ratios))
+    ratios = np.where(fits | (ratios > 1), ratios, np.inf)
     worst = np.unravel_index(int(np.argmax(ratios)), got.shape)
     error, bound = float(errors[worst]), float(limits[worst])
     if not finite[worst] and not fits[worst]:

@@ -41,7 +41,7 @@ def run_isolated(
 
     def collect(group: Group) -> list[Case]:
         cases: list[Case] = []
-        for case in _cases(device, group, silence):
+        for case in cases_of(device, group, silence):
             with lock:
                 cases += counted(iter([case]))
         return cases
@@ -50,7 +50,8 @@ def run_isolated(
         return [case for cases in pool.map(collect, groups) for case in cases]
 
 
-def _cases(device: Device, group: Group, silence: float) -> Iterator[Case]:
+def cases_of(device: Device, group: Group, silence: float = SILENCE) -> Iterator[Case]:
+    """The cases of a group, each as soon as it is known."""
     trials, done = group.trials(), 0
     for _ in range(MOST_DEATHS):
         with _Child(device, group, done) as child:

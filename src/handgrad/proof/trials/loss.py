@@ -97,18 +97,16 @@ def _trials(
             "z": LAYOUTS,
             "y": LAYOUTS[:3],
             "out": OUTPUT_LAYOUTS,
-            "labels": ("int32", "int64", "uint8"),
+            "labels": ("int32", "int64", "uint8") if op == "rows" else ("",),
         }
     )
     trials = []
     for row in rows:
         name, output = row.pop("loss")
-        if op == "elementwise":
-            row["labels"] = "int32"
         trials.append(_trial(op, dtype, name=name, output=output, **row))
     for name, output in losses:
         for kind in kinds:
-            for N, C in ((40, 10),) if quick else ((40, 10), (300, 2)):
+            for N, C in ((40, 40),) if quick else ((40, 40), (40, 10), (300, 2)):
                 trials.append(_trial(op, dtype, N, C, name=name, output=output, kind=kind, reduction="sum"))
         trials.append(_trial(op, dtype, 130, 10, name=name, output=output, schedules=True))
     if not quick:
@@ -119,4 +117,6 @@ def _trials(
 
 def _trial(op: str, dtype: str, N: int, C: int, *, schedules: bool = False, **keywords: Any) -> Trial:
     run = functools.partial(forward_backward, dtype=dtype, N=N, C=C, **keywords)
-    return Trial(f"loss.{op}", dtype, {"N": N, "C": C}, ", ".join(keywords.values()), run, schedules)
+    return Trial(
+        f"loss.{op}", dtype, {"N": N, "C": C}, ", ".join(filter(None, keywords.values())), run, schedules
+    )
