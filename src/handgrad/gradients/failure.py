@@ -1,0 +1,211 @@
+"""An exception of the person's code, told as theirs: the line, and what it usually means."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import re
+import traceback
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from handgrad.gradients.report import Cause
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where the person's code raised what; ``shapes`` are those of the arrays named on that line."""
+
+    type: str
+    message: str
+    file: str
+    line: int
+    source: str
+    function: str = ""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Failure:
+        """From what :meth:`to_dict` gave."""
+        shapes = {name: tuple(shape) for name, shape in values.pop("shapes", {}).items()}
+        return cls(**values, shapes=shapes)
+
+    @property
+    def where(self) -> str:
+        """``line 7 of my.py, in backward: dW1 = X @ dZ1 (X is (23, 7), dZ1 is (23, 11))``."""
+        place = f"line {self.line} of {self.file}" + (f", in {self.function}" if self.function else "")
+        sizes = ", ".join(f"{name} is {shape}" for name, shape in self.shapes.items())
+        return f"{place}: {self.source}" + (f" ({sizes})" if sizes else "")
+
+
+def failure_of(error: BaseException, file: str | None = None) -> Failure:
+    """The failure as seen from the innermost frame of the person's file (else the innermost outside of
+    installed libraries)."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [pair for pair in frames if file is not None and pair[0].f_code.co_filename == file]
+    if not own:
+        own = [pair for pair in frames if not _library(pair[0].f_code.co_filename)] or frames
+    if isinstance(error, SyntaxError) and error.filename:
+        return Failure(
+            "SyntaxError",
+            error.msg,
+            error.filename.rsplit("/", 1)[-1],
+            error.lineno or 0,
+            (error.text or "").strip(),
+        )
+    if not own:
+        return Failure(type(error).__name__, str(error), "?", 0, "")
+    frame, line = own[-1]
+    code = frame.f_code
+    source = linecache.getline(code.co_filename, line).strip()
+    return Failure(
+        type(error).__name__,
+        " ".join(str(error).split()),
+        code.co_filename.rsplit("/", 1)[-1],
+        line,
+        source,
+        "" if code.co_name == "<module>" else code.co_name,
+        _shapes(source, {**frame.f_globals, **frame.f_locals}),
+    )
+
+
+def _library(filename: str) -> bool:
+    return "site-packages" in filename or "/handgrad/gradients/" in filename or filename.startswith("<frozen")
+
+
+def _shapes(source: str, names: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays that the line names (``x``, ``self.x``)."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in dict.fromkeys(re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?", source)):
+        head, _, tail = text.partition(".")
+        value = names.get(head)
+        if tail and tail != "T":
+            value = getattr(value, "__dict__", {}).get(tail)
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple) and shape and not isinstance(value, type):
+            found[text.removesuffix(".T")] = tuple(int(n) for n in shape)
+    return found
+
+
+def explained(failure: Failure) -> Cause:
+    """The cause, named where the exception and its line allow it."""
+    for rule in (_shape_for_count, _instance_called, _product):
+        found = rule(failure)
+        if found is not None:
+            id, says, correction, confidence = found
+            break
+    else:
+        id, says, correction, confidence = "unknown", "Your code raised before there was a gradient", "", 0.99
+    if failure.type in ("timeout", "exit"):
+        says = (
+            f"Your code gave no gradient: it {failure.message}"
+            if failure.type == "timeout"
+            else failure.message
+        )
+        at = f", at {failure.where}" if failure.line else ""
+        return Cause("unknown", (), float("nan"), 0.99, f"{says[:1].upper()}{says[1:]}{at}", "")
+    raised = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    explanation = f"{says}. It raised {raised}, at {failure.where}"
+    return Cause(id, (), float("nan"), confidence, explanation, correction)
+
+
+_Named = tuple[str, str, str, float]
+
+
+def _shape_for_count(failure: Failure) -> _Named | None:
+    tuples = ("'tuple'", "'torch.Size'", "'Size'")
+    raised = failure.type == "TypeError" and any(name in failure.message for name in tuples)
+    spread = failure.type == "ValueError" and re.search(r"broadcast together.*\(2,\)", failure.message)
+    if not raised and not spread:
+        return None
+    if not re.search(r"\.shape\b(?!\s*\[)|\.size\(\)", failure.source):
+        return None
+    fixed = re.sub(r"\.shape\b(?!\s*\[)", ".shape[0]", failure.source).replace(".size()", ".size(0)")
+    says = "x.shape is a tuple of all sizes; the number of samples is its first number, x.shape[0]"
+    return "shape-for-count", says, fixed, 0.98
+
+
+def _instance_called(failure: Failure) -> _Named | None:
+    if failure.type not in ("TypeError", "AttributeError"):
+        return None
+    patterns = (
+        r"^(?P<name>[A-Z]\w*)(\.__init__)?\(\) (takes|missing|got)",
+        r"'(?P<name>[A-Z]\w*)' object is not callable",
+        r"unsupported operand type\(s\).*'(?P<name>[A-Z]\w*)'",
+        r"'(?P<name>[A-Z]\w*)' object has no attribute",
+        r"bad operand type for unary .*'(?P<name>[A-Z]\w*)'",
+    )
+    for pattern in patterns:
+        match = re.search(pattern, failure.message)
+        if not match:
+            continue
+        name = match["name"].split(".")[-1]
+        if name in ("Tensor", "Size") or not (
+            re.search(rf"\b{name}\(", failure.source) or "callable" in pattern
+        ):
+            continue
+        says = f"{name}(…) makes a new {name} (or calls one); its value at an input is what forward returns"
+        fixed = (
+            re.sub(rf"\b{name}\(", "self.forward(", failure.source) if f"{name}(" in failure.source else ""
+        )
+        return "instance-called-as-class", says, fixed or "call its forward method", 0.97
+    return None
+
+
+def _product(failure: Failure) -> _Named | None:
+    """Shapes that a product refuses: operands swapped, or an elementwise product for a matrix product."""
+    message = failure.message
+    pair = _refused_shapes(failure)
+    if "matmul" in message or "not aligned" in message or "cannot be multiplied" in message:
+        if pair and pair[0] and pair[1] and pair[0][0] == pair[1][0]:
+            says = f"A matrix product of {pair[0]} and {pair[1]}: both have the samples in rows, so the first"
+            return "transposed", f"{says} operand must be transposed", "dW = A.T @ dZ", 0.8
+        says = "The operands of a matrix product do not fit: one is not transposed, or they are swapped"
+        return "transposed", says, "dW = A.T @ dZ;  dA = dZ @ W.T", 0.7
+    if "broadcast" in message or "must match the size of tensor" in message:
+        if pair and pair[0] and pair[1] and "*" in failure.source and pair[0][-1] == pair[1][0]:
+            says = (
+                f"An elementwise product of {pair[0]} and {pair[1]}, which fit a matrix product: @ is meant"
+            )
+            return "elementwise-for-matmul", says, re.sub(r"(?<!\*)\*(?!\*)", "@", failure.source), 0.8
+        if pair and "*" in failure.source:
+            says = f"An elementwise product of {pair[0]} and {pair[1]}, whose shapes do not fit"
+            return "elementwise-for-matmul", f"{says}: @ is meant", "dW = A.T @ dZ;  dA = dZ @ W.T", 0.6
+    return None
+
+
+def _refused_shapes(failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The two shapes of the message, or of the line's only product."""
+    shapes = re.findall(r"\((\d+(?:, ?\d+)*,?)\)", failure.message)
+    if len(shapes) >= 2:
+        first, second = (tuple(int(n) for n in re.findall(r"\d+", text)) for text in shapes[:2])
+        return first, second
+    torch_style = re.search(r"\((\d+)x(\d+) and (\d+)x(\d+)\)", failure.message)
+    if torch_style:
+        a, b, c, d = (int(n) for n in torch_style.groups())
+        return (a, b), (c, d)
+    try:
+        tree = ast.parse(failure.source)
+    except SyntaxError:
+        return None
+    products = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.MatMult, ast.Mult))
+    ]
+    for node in products:
+        sides = [_shape_of(side, failure.shapes) for side in (node.left, node.right)]
+        if sides[0] and sides[1]:
+            return sides[0], sides[1]
+    return None
+
+
+def _shape_of(node: ast.expr, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    if isinstance(node, ast.Attribute) and node.attr == "T":
+        inner = _shape_of(node.value, shapes)
+        return inner[::-1] if inner else None
+    return shapes.get(ast.unparse(node))
