@@ -60,11 +60,30 @@ class Mode:
     kernel_flags: tuple[str, ...]
     runtime_flags: tuple[str, ...] = ("-O2",)
     link_flags: tuple[str, ...] = ()
+    runtime_sources: tuple[str, ...] = ("scheduler.cpp",)
+    clang_flags: tuple[str, ...] = ()  # of the kernel, with clang++ and zig alone
 
 
 MODES = {
     "plain": Mode(PLAIN_FLAGS),
     "ucontext": Mode(PLAIN_FLAGS, ("-O2", "-DEMULATED_UCONTEXT")),  # as on processors other than x86-64
+    # Only the kernel is instrumented; counters.cpp defines what the instrumentation calls.
+    "count": Mode(
+        (
+            "-O1",
+            "-fsanitize=thread",
+            "-DEMULATED_COUNTED",
+            "-ffp-contract=fast",
+            "-fno-math-errno",
+            "-ffunction-sections",
+            "-fdata-sections",
+            "-g1",
+            "-gdwarf-4",
+        ),
+        ("-O2", "-DEMULATED_COUNTED"),
+        runtime_sources=("scheduler.cpp", "counters.cpp"),
+        clang_flags=("-mllvm", "-tsan-instrument-read-before-write=1"),
+    ),
 }
 
 
@@ -203,7 +222,7 @@ def runtime_library(mode: str = "plain") -> Path:
                 "-shared", f"-Wl,-soname,{name}",
             )  # fmt: skip
             _run(
-                (*compiler.command, *flags, "scheduler.cpp", "-o", str(output)),
+                (*compiler.command, *flags, *MODES[mode].runtime_sources, "-o", str(output)),
                 RUNTIME,
                 "the emulator's runtime",
             )
@@ -219,6 +238,8 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
     folder = _folder(source, mode)
     what = f"{source.name}: {expressions[0] if len(expressions) == 1 else f'{len(expressions)} kernels'}"
     flags = (*COMMON_FLAGS, *MODES[mode].kernel_flags, *inspected.flags())
+    if compiler.kind != "g++":
+        flags += MODES[mode].clang_flags
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as name:
         scratch = Path(name)
         (scratch / "unit.cpp").write_text(translation_unit(source, expressions))

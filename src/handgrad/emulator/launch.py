@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,9 @@ def launch(
     of the kernel's C++ parameters: ``TypeError`` names the first that is not.  :class:`EmulatorError` reports
     a geometry outside the architecture's limits, and what the kernel did that a GPU forbids.
     """
+    instead = _instead.get()
+    if instead is not None:
+        return instead(source, expression, grid, block, args, shared)
     key = (str(source), expression, current_settings().arch)
     kernel = _kernels.get(key)
     if kernel is None:
@@ -89,6 +94,17 @@ def launch(
 
 
 _kernels: dict[tuple[str, str, str], CompiledKernel] = {}
+_instead: ContextVar[Callable[..., None] | None] = ContextVar("handgrad_emulator_launch", default=None)
+
+
+@contextlib.contextmanager
+def launch_through(function: Callable[..., None]) -> Iterator[None]:
+    """Inside the block, launches become calls of ``function``, with the arguments of :func:`launch`."""
+    token = _instead.set(function)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
 
 
 def reload_kernels() -> None:
