@@ -48,6 +48,8 @@ def gather(
         raise TypeError(f"{op}: X of {X.dtype} into {target} is not one of {PAIRS}")
     shape = (int(order.shape[0]), *X.shape[1:])
     out = checks.require_output(op, "out", out, shape, target, xp)
+    if isinstance(order, np.ndarray) and order.size and not 0 <= order.min() <= order.max() < X.shape[0]:
+        raise IndexError(f"{op}: order has row numbers outside 0 .. {X.shape[0] - 1}")
     if xp is np:
         np.copyto(out, X[order], casting="unsafe")
         if scale != 1.0:
@@ -55,8 +57,6 @@ def gather(
         if shift != 0.0:
             out += target.type(shift)
         return out
-    if isinstance(order, np.ndarray) and order.size and not 0 <= order.min() <= order.max() < X.shape[0]:
-        raise IndexError(f"{op}: order has row numbers outside 0 .. {X.shape[0] - 1}")
     if out.size == 0:
         return out
     if order.dtype != np.int32:

@@ -194,7 +194,7 @@ def _grid(
 
 def _instances(op: str, run: Run, dtype: str, quick: bool) -> Iterator[Trial]:
     """Every tile with loads of 16 bytes and of one element, exactly; every activation on one tile."""
-    tiles = linear.TILES
+    tiles: tuple[linear.Tile, ...] = linear.TILES
     if quick:  # the small ones, in float64, which is there for checking, two of them
         tiles = linear.TILES[1:] if dtype == "float32" else (linear.MEDIUM, linear.SLIM)
     for tile in tiles:
