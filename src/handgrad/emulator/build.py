@@ -51,17 +51,31 @@ COMPILER_FLAGS = {
 
 
 PLAIN_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-ffunction-sections", "-fdata-sections")
+WATCHED_FLAGS = (
+    "-O1",
+    "-g1",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-ffunction-sections",
+    "-fdata-sections",
+)
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How kernels are compiled and linked; the sanitizers and counters are further modes."""
+    """How kernels are compiled and linked; the sanitizers and counters are further modes.
+
+    ``unnamed`` puts the kernel's source into an unnamed namespace: AddressSanitizer guards no variable that
+    could have copies in other translation units, as those of templates could.
+    """
 
     kernel_flags: tuple[str, ...]
     runtime_flags: tuple[str, ...] = ("-O2",)
     link_flags: tuple[str, ...] = ()
     runtime_sources: tuple[str, ...] = ("scheduler.cpp",)
+    gcc_flags: tuple[str, ...] = ()  # of the kernel, with g++ alone
     clang_flags: tuple[str, ...] = ()  # of the kernel, with clang++ and zig alone
+    unnamed: bool = False
 
 
 MODES = {
@@ -83,6 +97,34 @@ MODES = {
         ("-O2", "-DEMULATED_COUNTED"),
         runtime_sources=("scheduler.cpp", "counters.cpp"),
         clang_flags=("-mllvm", "-tsan-instrument-read-before-write=1"),
+    ),
+    # The same for AddressSanitizer and UndefinedBehaviorSanitizer: every check is a call of watch/memory.cpp.
+    "memory": Mode(
+        (*WATCHED_FLAGS, "-DEMULATED_STATIC_SHARED"),
+        ("-O2", "-DEMULATED_WATCHED"),
+        runtime_sources=("scheduler.cpp", "watch/memory.cpp"),
+        gcc_flags=(
+            "-fsanitize=kernel-address,alignment,bounds,integer-divide-by-zero",
+            *("--param", "asan-instrumentation-with-call-threshold=0"),
+            *("--param", "asan-stack=0", "--param", "asan-globals=1"),
+        ),
+        clang_flags=(
+            *("-fno-sanitize=undefined", "-Xclang", "-fsanitize=kernel-address"),
+            *("-Xclang", "-fsanitize=alignment,array-bounds,integer-divide-by-zero"),
+            *("-mllvm", "-asan-instrumentation-with-call-threshold=0", "-mllvm", "-asan-stack=0"),
+        ),
+        unnamed=True,
+    ),
+    # And for ThreadSanitizer: every access is a call of watch/accesses.cpp.
+    "accesses": Mode(
+        (*WATCHED_FLAGS, "-fsanitize=thread", "-DEMULATED_ACCESSES"),
+        ("-O2", "-DEMULATED_WATCHED"),
+        runtime_sources=("scheduler.cpp", "watch/accesses.cpp"),
+        gcc_flags=("--param", "tsan-distinguish-volatile=1"),
+        clang_flags=(
+            *("-fno-sanitize=undefined", "-mllvm", "-tsan-distinguish-volatile=1"),
+            *("-mllvm", "-tsan-instrument-read-before-write=1"),
+        ),
     ),
 }
 
@@ -238,11 +280,10 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
     folder = _folder(source, mode)
     what = f"{source.name}: {expressions[0] if len(expressions) == 1 else f'{len(expressions)} kernels'}"
     flags = (*COMMON_FLAGS, *MODES[mode].kernel_flags, *inspected.flags())
-    if compiler.kind != "g++":
-        flags += MODES[mode].clang_flags
+    flags += MODES[mode].gcc_flags if compiler.kind == "g++" else MODES[mode].clang_flags
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as name:
         scratch = Path(name)
-        (scratch / "unit.cpp").write_text(translation_unit(source, expressions))
+        (scratch / "unit.cpp").write_text(translation_unit(source, expressions, MODES[mode].unnamed))
         compile_command = (
             *compiler.command, *flags, "-I", str(source.parent), "-I", str(RUNTIME),
             "-include", "emulated_cuda.h", "-c", str(scratch / "unit.cpp"), "-o", str(scratch / "unit.o"),
@@ -267,8 +308,8 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
             output.replace(folder / output.name)
 
 
-def translation_unit(source: Path, expressions: Sequence[str]) -> str:
-    """C++ that includes the source and exports the kernels that the expressions name."""
+def translation_unit(source: Path, expressions: Sequence[str], unnamed: bool = False) -> str:
+    """C++ that includes the source, in an unnamed namespace if asked, and exports the kernels of the expressions."""
     text = source.read_text()
     declarations: dict[str, None] = {}
     exports = []
@@ -279,7 +320,20 @@ def translation_unit(source: Path, expressions: Sequence[str]) -> str:
             f'#line 1 "(kernel expression)"\n'
             f"EMULATED_EXPORT_KERNEL({symbol_of(expression)}, ({bound}), {expression})"
         )
-    return "\n".join([f'#include "{source.name}"', *declarations, *exports, ""])
+    inclusion = [f'#include "{source.name}"', *declarations]
+    if unnamed:  # library headers first: inside, their guards leave nothing of them
+        libraries = library_headers(source_files(source))
+        inclusion = [
+            *(f"#if __has_include(<{name}>)\n#include <{name}>\n#endif" for name in libraries),
+            *("namespace {", *inclusion, "}"),
+        ]
+    return "\n".join([*inclusion, *exports, ""])
+
+
+def library_headers(files: Sequence[Path]) -> list[str]:
+    """What ``files`` include in angle brackets."""
+    found = (re.findall(r"^\s*#\s*include\s*<([^>\n]+)>", path.read_text(), re.MULTILINE) for path in files)
+    return list(dict.fromkeys(name for names in found for name in names))
 
 
 def _run(command: Sequence[str], folder: Path, what: str) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class EmulatorError(RuntimeError):
-    """A kernel did not compile, did not fit the architecture, or did something that a GPU forbids."""
+    """A kernel did not compile, did not fit the architecture, or did something that a GPU forbids.
+
+    ``fault`` names what it did: "synchronisation", "memory", "races" or "initialisation"; "other" for the rest.
+    """
+
+    def __init__(self, message: str, fault: str = "other") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class CompilerNotFound(RuntimeError):

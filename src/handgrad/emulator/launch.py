@@ -19,6 +19,7 @@ from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.settings import (
     BLOCK_LIMITS,
     GRID_LIMITS,
+    LANDINGS,
     ORDERS,
     SHARED_BYTES_PER_BLOCK,
     STATIC_SHARED_BYTES,
@@ -51,7 +52,15 @@ class _Launch(ctypes.Structure):  # Launch
         ("arguments", ctypes.c_void_p),
         ("seed", ctypes.c_ulonglong),
         ("order", ctypes.c_int),
+        ("landing", ctypes.c_int),
+        ("search", ctypes.c_int),
+        ("region_count", ctypes.c_int),
+        ("regions", ctypes.c_void_p),
+        ("value_bytes", ctypes.c_ulonglong),
+        ("fill", ctypes.c_ushort),
+        ("unwritten_read", ctypes.c_ushort),
         ("failed", ctypes.c_int),
+        ("places", ctypes.c_ulonglong * 2),
         ("message", ctypes.c_char * 1000),
     ]
 
@@ -65,6 +74,9 @@ class _Description(ctypes.Structure):  # KernelDescription
         ("launch_bound", ctypes.c_int),
     ]
 
+
+FAULTS = ("", "synchronisation", "memory", "races", "initialisation", "other")  # Fault
+UNWRITTEN = 0x7FF8  # a NaN of every floating-point type
 
 _running = threading.Lock()  # one grid at a time: the runtime has one set of fibers
 
@@ -222,7 +234,12 @@ class CompiledKernel:
         self._pointers = (ctypes.c_void_p * (len(slots) + 1))(
             *(start + sum(slots[:i]) for i in range(len(slots)))
         )
-        self._launch = _Launch(static_shared=static_shared, arguments=ctypes.addressof(self._pointers))
+        self._launch = _Launch(
+            static_shared=static_shared,
+            arguments=ctypes.addressof(self._pointers),
+            value_bytes=sum(slots),
+            fill=UNWRITTEN,
+        )
 
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
@@ -236,11 +253,13 @@ class CompiledKernel:
             self._check_block(launch.block, shared, chosen.arch)
             launch.dynamic_shared = shared
             launch.order = ORDERS.index(chosen.order)
+            launch.landing = LANDINGS.index(chosen.copies)
             launch.seed = chosen.seed
             self._pack(self._values, 0, *values)
             self._run(launch)
             if launch.failed:
-                raise EmulatorError(f"{self.name}: {launch.message.decode(errors='replace')}")
+                message = launch.message.decode(errors="replace")
+                raise EmulatorError(f"{self.name}: {message}", FAULTS[launch.failed])
 
     def _convert(self, args: Sequence[Any]) -> list[Any]:
         if len(args) != len(self.parameters):

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 # Shared memory that one block may use after opting in, in bytes: CUDA C++ Programming Guide, table
 # "Technical Specifications per Compute Capability".
@@ -31,6 +33,7 @@ BLOCK_LIMITS = (1024, 1024, 64)
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 
 ORDERS = ("forward", "reverse", "lifo", "random")
+LANDINGS = ("late", "early", "random")
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,22 @@ class Settings:
 
     ``"forward"`` lowest first, ``"reverse"`` highest first, ``"lifo"`` lets a group of threads that a barrier
     released run ahead, ``"random"`` draws by ``seed``: the same seed gives the same order.
+
+    ``copies`` says when asynchronous copies land: ``"late"`` at the wait that covers them, ``"early"`` when they
+    are issued, ``"random"`` at either.
     """
 
     arch: str = "sm_80"
     order: str = "forward"
     seed: int = 0
+    copies: str = "late"
 
     def __post_init__(self) -> None:
         if self.arch not in SHARED_BYTES_PER_BLOCK:
             raise ValueError(f"arch: expected one of {', '.join(SHARED_BYTES_PER_BLOCK)}, got {self.arch!r}")
-        if self.order not in ORDERS:
-            raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {self.order!r}")
+        for name, words in (("order", ORDERS), ("copies", LANDINGS)):
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}: expected one of {', '.join(words)}, got {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {self.seed!r}")
 
@@ -64,19 +72,19 @@ def current_settings() -> Settings:
 
 @contextlib.contextmanager
 def settings(
-    arch: str | None = None, order: str | None = None, seed: int | None = None
+    arch: str | None = None,
+    order: str | None = None,
+    seed: int | None = None,
+    copies: str | None = None,
 ) -> Iterator[Settings]:
     """Run launches inside the block under these settings; what is not given stays as it is outside.
 
     >>> with settings(arch="sm_90", order="random", seed=7):
     ...     pass
     """
-    outer = current_settings()
-    inner = Settings(
-        outer.arch if arch is None else arch,
-        outer.order if order is None else order,
-        outer.seed if seed is None else seed,
-    )
+    given = {"arch": arch, "order": order, "seed": seed, "copies": copies}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    inner = dataclasses.replace(current_settings(), **changes)
     token = _chosen.set(inner)
     try:
         yield inner

@@ -13,6 +13,7 @@
 #include "emulated/barriers.h"
 #include "emulated/warp.h"
 
+#include "emulated/asynchronous_copies.h"
 #include "emulated/atomics.h"
 #include "emulated/math.h"
 #include "emulated/memory.h"

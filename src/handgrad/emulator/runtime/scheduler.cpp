@@ -8,15 +8,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "emulated/asynchronous_copies.h"
 #include "emulated/barriers.h"
 #include "emulated/kernel.h"
+#include "emulated/memory.h"
 #include "emulated/warp.h"
 
+#include "asynchronous_copies.h"
 #include "context.h"
 #include "faults.h"
 #include "ready_queue.h"
 #include "stacks.h"
 #include "static_shared.h"
+#include "watch/watch.h"
 
 namespace emulated {
 
@@ -61,11 +65,14 @@ Launch* grid;
 void (*body)(void*);
 void* body_argument;
 
-// 0x7ff8 repeated is a NaN as float, as double and as either half type, and stays one when rounded to tf32.
-void fill_with_nan(void* memory, size_t bytes) {
+CopiesUnderWay copies[max_threads];
+
+// What memory holds before it is written.  0x7ff8 repeated is a NaN as float, as double and as either half type,
+// and stays one when rounded to tf32.
+void fill(void* memory, size_t bytes, unsigned short pattern = 0x7ff8) {
     auto* halves = static_cast<unsigned short*>(memory);
-    for (size_t i = 0; i < bytes / 2; ++i) halves[i] = 0x7ff8;
-    if (bytes % 2) static_cast<unsigned char*>(memory)[bytes - 1] = 0xff;
+    for (size_t i = 0; i < bytes / 2; ++i) halves[i] = pattern;
+    if (bytes % 2) static_cast<unsigned char*>(memory)[bytes - 1] = static_cast<unsigned char>(pattern >> 7);
 }
 
 int number_of(const Fiber& fiber) { return static_cast<int>(&fiber - fibers); }
@@ -84,7 +91,7 @@ void switch_to(Fiber& next) {
 }
 
 void run_next() {
-    const int next = grid->failed ? -1 : ready.pop();
+    const int next = grid->failed != Fault::none ? -1 : ready.pop();
     switch_to(next < 0 ? scheduler : fibers[next]);
 }
 
@@ -95,24 +102,29 @@ struct Name {
 };
 
 // Records an error of the grid; the first one stands.
-void record_arguments(const char* format, va_list arguments) {
-    if (!grid->failed) vsnprintf(grid->message, sizeof grid->message, format, arguments);
-    grid->failed = 1;
+void record_arguments(Fault fault, const char* format, va_list arguments) {
+    if (grid->failed != Fault::none) return;
+    if (grid->unwritten_read) {  // what follows such a read is its consequence
+        grid->failed = Fault::initialisation;
+        return;
+    }
+    vsnprintf(grid->message, sizeof grid->message, format, arguments);
+    grid->failed = fault;
 }
-void record(const char* format, ...) __attribute__((format(printf, 1, 2)));
-void record(const char* format, ...) {
+void record(Fault fault, const char* format, ...) __attribute__((format(printf, 2, 3)));
+void record(Fault fault, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    record_arguments(format, arguments);
+    record_arguments(fault, format, arguments);
     va_end(arguments);
 }
 
-// Ends the grid with an error, from a fiber; the fiber is never resumed.
+// Ends the grid with an error of the threads' meeting, from a fiber; the fiber is never resumed.
 [[noreturn]] void stop(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void stop(const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    record_arguments(format, arguments);
+    record_arguments(Fault::synchronisation, format, arguments);
     va_end(arguments);
     switch_to(scheduler);
     abort();
@@ -147,6 +159,7 @@ void release(const int* threads, int count) {
 void run_thread() {
     body(body_argument);
     Fiber& fiber = *running;
+    copies[number_of(fiber)].wait_all([](const Copy& copy) { copy.land(); });
     fiber.state = State::returned;
     ++returned_count;
     idle_turns = 0;
@@ -178,7 +191,7 @@ void report_deadlock() {
     }
     char second[300] = "";
     if (other) snprintf(second, sizeof second, ", thread %s in %s", Name(other->thread.index).text, Place(*other).text);
-    record("deadlock in block %s: %d of %d threads returned, thread %s waits in %s%s", Name(first->thread.block).text,
+    record(Fault::synchronisation, "deadlock in block %s: %d of %d threads returned, thread %s waits in %s%s", Name(first->thread.block).text,
            returned_count, thread_count, Name(first->thread.index).text, Place(*first).text, second);
 }
 
@@ -189,12 +202,13 @@ void run_block(uint3 block, void* dynamic_shared) {
         Fiber& fiber = fibers[i];
         fiber.thread.block = block;
         fiber.thread.dynamic_shared = dynamic_shared;
+        copies[i].begin_block();
         prepare(fiber.context, stack_of(i), stack_bytes(i), run_thread);
     }
     memset(warps, 0, sizeof warps);
     release(all_threads, thread_count);
     run_next();
-    if (!grid->failed && returned_count != thread_count) report_deadlock();
+    if (grid->failed == Fault::none && returned_count != thread_count) report_deadlock();
 }
 
 void number_threads(dim3 block) {
@@ -236,26 +250,49 @@ private:
 
 }  // namespace
 
-void fail(Site site, const char* format, ...) {
-    char text[512];
+void stop_grid(Fault fault, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    record_arguments(fault, format, arguments);
     va_end(arguments);
-    stop("%s by thread %s of block %s at %s:%d", text, Name(current->index).text, Name(current->block).text,
-         base_name(site.file), site.line);
+    switch_to(scheduler);
+    abort();
+}
+
+namespace {
+[[noreturn]] void fail_at(Fault fault, Site site, const char* format, va_list arguments) {
+    char text[512];
+    vsnprintf(text, sizeof text, format, arguments);
+    stop_grid(fault, "%s by thread %s of block %s at %s:%d", text, Name(current->index).text,
+              Name(current->block).text, base_name(site.file), site.line);
+}
+}  // namespace
+
+void fail(Site site, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fail_at(Fault::other, site, format, arguments);
+}
+
+void fail_memory(Site site, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fail_at(Fault::memory, site, format, arguments);
 }
 
 void stop_at_fault(int signal, const void* address, bool address_known) {
     const Name thread(current->index), block(current->block);
-    if (signal == SIGFPE) stop("integer division by zero in thread %s of block %s", thread.text, block.text);
+    if (signal == SIGFPE)
+        stop_grid(Fault::other, "integer division by zero in thread %s of block %s", thread.text, block.text);
     if (is_guard(address))
-        stop("thread %s of block %s needs more than %zu KB of stack", thread.text, block.text, stack_size / 1024);
+        stop_grid(Fault::other, "thread %s of block %s needs more than %zu KB of stack", thread.text, block.text,
+                  stack_size / 1024);
     if (!address_known)
-        stop("misaligned access, or one to an invalid address, by thread %s of block %s", thread.text, block.text);
+        stop_grid(Fault::memory, "misaligned access, or one to an invalid address, by thread %s of block %s",
+                  thread.text, block.text);
     const size_t place = reinterpret_cast<uintptr_t>(address);
-    stop("access to invalid address 0x%zx%s by thread %s of block %s", place, place < 4096 ? " (a null pointer)" : "",
-         thread.text, block.text);
+    stop_grid(Fault::memory, "access to invalid address 0x%zx%s by thread %s of block %s", place,
+              place < 4096 ? " (a null pointer)" : "", thread.text, block.text);
 }
 
 bool runs_kernel() { return running != &scheduler; }
@@ -297,6 +334,7 @@ int block_barrier(Vote vote, bool predicate, const char* name, Site site) {
                                                 : in_favour > 0;
         for (int i = 0; i < thread_count; ++i) fibers[i].outcome = outcome;
         barrier_count = 0;
+        watch_barrier();
         release(all_threads, thread_count);
     }
     run_next();
@@ -343,17 +381,46 @@ void warp_collective(unsigned mask, void* argument, CollectiveFunction function,
             members[count++] = base + lane;
         }
         function(arguments, mask);
+        if (!argument) watch_warp_barrier(members, count);  // __syncwarp: the others do not order memory
         warp.waiting &= ~mask;
         release(members, count);
     }
     run_next();
 }
 
+void copy_async(void* shared, const void* source, unsigned bytes, unsigned valid, Site site) {
+    const Copy copy = {static_cast<char*>(shared), static_cast<const char*>(source), bytes, valid, 0};
+    if (valid > bytes) fail(site, "an asynchronous copy of %u bytes takes %u from its source", bytes, valid);
+    require_aligned(shared, bytes, site.file, site.line);
+    require_aligned(source, bytes, site.file, site.line);
+    watch_copy(copy, __builtin_return_address(0));
+    const auto landing = static_cast<Landing>(grid->landing);
+    if (landing == Landing::early || (landing == Landing::random && random_numbers.below(2))) return copy.land();
+    fill(shared, bytes, grid->fill);
+    if (!copies[current->linear].add(copy)) stop_grid(Fault::other, "out of memory for asynchronous copies");
+}
+
+void commit_copies() {
+    copies[current->linear].commit();
+    watch_commit();
+}
+
+void wait_copies(int newest) {
+    watch_wait(newest, __builtin_return_address(0));
+    copies[current->linear].wait(newest, [](const Copy& copy) { copy.land(); });
+}
+
+void wait_all_copies() {
+    watch_wait(-1, __builtin_return_address(0));
+    copies[current->linear].wait_all([](const Copy& copy) { copy.land(); });
+}
+
 void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument) {
     grid = &launch;
     body = kernel_body;
     body_argument = argument;
-    launch.failed = 0;
+    launch.failed = Fault::none;
+    launch.unwritten_read = 0;
     grid_dimensions = {launch.grid[0], launch.grid[1], launch.grid[2]};
     block_dimensions = {launch.block[0], launch.block[1], launch.block[2]};
     random_numbers.seed(launch.seed);
@@ -362,7 +429,7 @@ void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument) {
 
     const unsigned long long blocks = 1ull * launch.grid[0] * launch.grid[1] * launch.grid[2];
     if (blocks > 0xffffffffu) {
-        record("a grid of %llu blocks: the emulator runs up to %u", blocks, 0xffffffffu);
+        record(Fault::other, "a grid of %llu blocks: the emulator runs up to %u", blocks, 0xffffffffu);
         return;
     }
     const BlockOrder order(static_cast<Order>(launch.order), static_cast<unsigned>(blocks));
@@ -370,16 +437,19 @@ void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument) {
     void* dynamic_shared = nullptr;
     if (launch.dynamic_shared) dynamic_shared = aligned_alloc(1024, (launch.dynamic_shared + 1023) / 1024 * 1024);
     if (!order.has_memory() || (launch.dynamic_shared && !dynamic_shared) || !make_stacks())
-        record("out of memory for a grid of %llu blocks", blocks);
+        record(Fault::other, "out of memory for a grid of %llu blocks", blocks);
     FaultHandlers handlers;
-    for (unsigned i = 0; i < blocks && !launch.failed; ++i) {
-        if (static_shared) fill_with_nan(static_shared, launch.static_shared.bytes);
-        if (dynamic_shared) fill_with_nan(dynamic_shared, launch.dynamic_shared);
+    watch_grid(launch, kernel_body);
+    for (unsigned i = 0; i < blocks && launch.failed == Fault::none; ++i) {
+        if (static_shared) fill(static_shared, launch.static_shared.bytes, launch.fill);
+        if (dynamic_shared) fill(dynamic_shared, launch.dynamic_shared, launch.fill);
         const unsigned block = order[i];
+        watch_block(block, static_shared, dynamic_shared);
         run_block({block % launch.grid[0], block / launch.grid[0] % launch.grid[1],
                    block / launch.grid[0] / launch.grid[1]},
                   dynamic_shared);
     }
+    watch_end();
     free(dynamic_shared);
 }
 

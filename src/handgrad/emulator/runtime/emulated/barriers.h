@@ -24,6 +24,16 @@ inline int __syncthreads_or(int predicate, emulated::Site site = emulated::Site:
     return emulated::block_barrier(emulated::Vote::any, predicate != 0, "__syncthreads_or", site);
 }
 
+namespace emulated {
+enum class Scope { block, device };
+EMULATED_API void fence(Scope scope);  // defined where accesses are watched
+}  // namespace emulated
+#ifdef EMULATED_ACCESSES
+inline void __threadfence_block() { emulated::fence(emulated::Scope::block); }
+inline void __threadfence() { emulated::fence(emulated::Scope::device); }
+inline void __threadfence_system() { emulated::fence(emulated::Scope::device); }
+#else
 inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#endif

@@ -19,6 +19,21 @@ struct StaticShared {
     unsigned long long bytes;
 };
 
+// Memory that an argument points to, for the builds that watch accesses.
+struct Region {
+    char* start;
+    unsigned long long bytes;
+    const char* name;
+    unsigned itemsize;
+    int constant;  // 1 where no argument lets the kernel write to it
+};
+
+// What a launch is searched for.
+enum class Search : int { none, memory, races, initialisation };
+
+// What kind of fault ended a launch.
+enum class Fault : int { none, synchronisation, memory, races, initialisation, other };
+
 struct Launch {
     unsigned grid[3];
     unsigned block[3];
@@ -26,8 +41,16 @@ struct Launch {
     unsigned long long dynamic_shared;  // bytes
     void** arguments;                   // one pointer to the value of each parameter
     unsigned long long seed;
-    int order;                          // Order in scheduler.cpp
-    int failed;                         // set where `message` holds an error
+    int order;                          // Order in ready_queue.h
+    int landing;                        // Landing in asynchronous_copies.h
+    Search search;
+    int region_count;
+    const Region* regions;              // only in builds that watch accesses
+    unsigned long long value_bytes;     // of the arguments' values, which lie in one piece
+    unsigned short fill;                // repeated, what memory holds that nobody wrote
+    unsigned short unwritten_read;      // set where such memory was read; `message` says where
+    Fault failed;                       // not none where `message` holds an error
+    unsigned long long places[2];       // code that the message calls <place 0> and <place 1>
     char message[1000];
 };
 

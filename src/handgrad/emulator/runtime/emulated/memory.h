@@ -10,7 +10,7 @@ namespace emulated {
 // What a GPU does with a misaligned vector access: ends the grid with an error.
 inline void require_aligned(const void* pointer, unsigned bytes, const char* file, int line) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0)
-        fail({file, line}, "misaligned %u-byte access to address 0x%zx", bytes, reinterpret_cast<uintptr_t>(pointer));
+        fail_memory({file, line}, "misaligned %u-byte access to address 0x%zx", bytes, reinterpret_cast<uintptr_t>(pointer));
 }
 
 template <typename To, typename From>

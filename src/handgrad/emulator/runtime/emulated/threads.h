@@ -32,6 +32,9 @@ EMULATED_API extern dim3 grid_dimensions;
 // Ends the grid with this message; the thread that calls it never goes on.
 [[noreturn]] EMULATED_API void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
+// The same for an access to memory.
+[[noreturn]] EMULATED_API void fail_memory(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
 // One turn of a loop that waits for other threads of the block: lets them run.  A grid in which nothing else
 // happens for long ends with an error that names the operation.
 EMULATED_API void wait_turn(const char* operation, Site site);

@@ -15,7 +15,11 @@
 #define __grid_constant__
 // Static shared memory is thread-local: the thread-local segment of a kernel's library then holds nothing
 // else, so its size is the kernel's static shared memory, and it can be filled with NaN before each block.
+#ifdef EMULATED_STATIC_SHARED  // AddressSanitizer guards ordinary variables alone
+#define __shared__ static
+#else
 #define __shared__ thread_local
+#endif
 
 namespace emulated {
 
