@@ -54,7 +54,7 @@ def compile_cleanly(file: str, expressions: set[str], arch: str, *options: str) 
     source = kernel.kernels_directory() / file
     compiled = compile_for(source, sorted(expressions), arch, (machine_code.PTXAS_REPORT, *options))
     if machine_code.warnings(compiled.log):
-        pytest.fail(f"{file} for {arch}:\n{compiled.log}", pytrace=False)
+        pytest.fail(f"{file} for {arch}:\n{compiled.log[:2000]}", pytrace=False)
     assert set(compiled.names) == expressions
     used = machine_code.resources(compiled.log)
     spilling = {
