@@ -37,32 +37,33 @@ template <class T, int BK, int LENGTH, int V, bool K_CONTIGUOUS, int THREADS>
 struct Slab {
   static constexpr int PAD = LENGTH * int(sizeof(T)) >= 64 ? VECTOR_BYTES / int(sizeof(T)) : 0;
   static constexpr int PITCH = LENGTH + PAD;
-  static constexpr int VECTORS = BK * LENGTH / V;
-  static constexpr int SHARE = (VECTORS + THREADS - 1) / THREADS;
+  static constexpr int LINE = (K_CONTIGUOUS ? BK : LENGTH) / V;  // vectors of neighbouring elements
+  static constexpr int LINES = K_CONTIGUOUS ? LENGTH : BK;
+  static constexpr int STEP = THREADS / LINE;  // lines that the block takes at a time
+  static constexpr int SHARE = (LINES + STEP - 1) / STEP;
   static_assert((K_CONTIGUOUS ? BK : LENGTH) % V == 0, "whole vectors");
+  static_assert(THREADS % LINE == 0, "the vectors of a thread lie one below the other");
 
   Vector<T, V> staged[SHARE];
 
-  __device__ __forceinline__ static void locate(int vector, int& i, int& k) {
-    if (K_CONTIGUOUS) {
-      i = vector / (BK / V);
-      k = vector % (BK / V) * V;
-    } else {
-      i = vector % (LENGTH / V) * V;
-      k = vector / (LENGTH / V);
-    }
+  // Where the thread's vector s begins: STEP lines below the one before, so that its place is computed once.
+  // False where it lies past the slab.
+  __device__ __forceinline__ static bool locate(int s, int& i, int& k) {
+    const int along = threadIdx.x % LINE * V, line = threadIdx.x / LINE + s * STEP;
+    i = K_CONTIGUOUS ? line : along;
+    k = K_CONTIGUOUS ? along : line;
+    return LINES % STEP == 0 || line < LINES;
   }
 
   // Reads elements i0 .. i0 + LENGTH of k .. k + BK; those from i_end or k_end on are 0.
   __device__ __forceinline__ void fetch(const T* __restrict__ p, int ld, int i0, int i_end, int k0, int k_end) {
 #pragma unroll
     for (int s = 0; s < SHARE; ++s) {
-      const int vector = threadIdx.x + s * THREADS;
       int i, k;
-      locate(vector, i, k);
+      const bool inside = locate(s, i, k);
       i += i0;
       k += k0;
-      if ((VECTORS % THREADS == 0 || vector < VECTORS) && i < i_end && k < k_end) {
+      if (inside && i < i_end && k < k_end) {
         const long long row = K_CONTIGUOUS ? i : k;
         staged[s] = load_vector<V>(p + row * ld + (K_CONTIGUOUS ? k : i));
       } else {
@@ -75,10 +76,8 @@ struct Slab {
   __device__ __forceinline__ void store(T (*shared)[PITCH]) const {
 #pragma unroll
     for (int s = 0; s < SHARE; ++s) {
-      const int vector = threadIdx.x + s * THREADS;
       int i, k;
-      locate(vector, i, k);
-      if (VECTORS % THREADS != 0 && vector >= VECTORS) break;
+      if (!locate(s, i, k)) break;
       if (K_CONTIGUOUS) {
 #pragma unroll
         for (int j = 0; j < V; ++j) shared[k + j][i] = staged[s][j];
