@@ -220,7 +220,18 @@ class Inspected:
 def inspect(source: Path) -> Inspected:
     """What ``source`` and its headers hold, read once: a running program keeps the kernels it has."""
     files = source_files(source)
-    return Inspected(digest_of(files), any(b"__CUDA_ARCH__" in path.read_bytes() for path in files))
+    names_architecture = any(b"__CUDA_ARCH__" in path.read_bytes() for path in included(source, files))
+    return Inspected(digest_of(files), names_architecture)
+
+
+def included(source: Path, files: Sequence[Path]) -> list[Path]:
+    """``source`` and those of ``files`` that it includes by name, and those that they include."""
+    by_name = {path.name: path for path in files}
+    found = [source]
+    for path in found:  # grows meanwhile
+        names = re.findall(r'^\s*#\s*include\s*"([^"\n]+)"', path.read_text(), re.MULTILINE)
+        found += [by_name[name] for name in names if name in by_name and by_name[name] not in found]
+    return found
 
 
 @functools.cache
@@ -309,7 +320,7 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
 
 
 def translation_unit(source: Path, expressions: Sequence[str], unnamed: bool = False) -> str:
-    """C++ that includes the source, in an unnamed namespace if asked, and exports the kernels of the expressions."""
+    """C++ that includes the source, in an unnamed namespace if asked, and exports the kernels."""
     text = source.read_text()
     declarations: dict[str, None] = {}
     exports = []

@@ -6,7 +6,7 @@ from __future__ import annotations
 class EmulatorError(RuntimeError):
     """A kernel did not compile, did not fit the architecture, or did something that a GPU forbids.
 
-    ``fault`` names what it did: "synchronisation", "memory", "races" or "initialisation"; "other" for the rest.
+    ``fault`` names what it did: "synchronisation", "memory", "races", "initialisation", or "other".
     """
 
     def __init__(self, message: str, fault: str = "other") -> None:

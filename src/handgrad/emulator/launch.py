@@ -258,8 +258,11 @@ class CompiledKernel:
             self._pack(self._values, 0, *values)
             self._run(launch)
             if launch.failed:
-                message = launch.message.decode(errors="replace")
-                raise EmulatorError(f"{self.name}: {message}", FAULTS[launch.failed])
+                raise self._error()
+
+    def _error(self) -> EmulatorError:
+        message = self._launch.message.decode(errors="replace")
+        return EmulatorError(f"{self.name}: {message}", FAULTS[self._launch.failed])
 
     def _convert(self, args: Sequence[Any]) -> list[Any]:
         if len(args) != len(self.parameters):

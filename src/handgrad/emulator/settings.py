@@ -43,8 +43,8 @@ class Settings:
     ``"forward"`` lowest first, ``"reverse"`` highest first, ``"lifo"`` lets a group of threads that a barrier
     released run ahead, ``"random"`` draws by ``seed``: the same seed gives the same order.
 
-    ``copies`` says when asynchronous copies land: ``"late"`` at the wait that covers them, ``"early"`` when they
-    are issued, ``"random"`` at either.
+    ``copies`` says when asynchronous copies land: ``"late"`` at the wait that covers them, ``"early"`` when
+    they are issued, ``"random"`` at either.
     """
 
     arch: str = "sm_80"

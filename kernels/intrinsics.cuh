@@ -1,0 +1,58 @@
+// Instructions that CUDA C++ has no function for: inline PTX, each with an emulated body.
+//
+// Asynchronous copies from global to shared memory, 16 bytes at a time (cp.async, from sm_80 on; sm_75 copies at
+// once).  A thread issues copies, commits them as a group, and waits until all but its N latest groups have
+// landed; then, and after a barrier, its block may read them.
+#pragma once
+
+constexpr int COPY_BYTES = 16;  // of one copy; both addresses are aligned to it
+
+#ifdef HANDGRAD_EMULATED
+
+// Copies the first `valid` bytes (0 to 16) of `global` to `shared`, and zeros behind them.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid = COPY_BYTES,
+                                           emulated::Site site = emulated::Site::here()) {
+  emulated::copy_async(shared, global, COPY_BYTES, valid, site);
+}
+
+// Makes the copies since the last commit a group.
+__device__ __forceinline__ void commit_copies() { emulated::commit_copies(); }
+
+// Waits until all but the N latest groups of this thread have landed.
+template <int N>
+__device__ __forceinline__ void wait_copies() {
+  emulated::wait_copies(N);
+}
+
+#else
+
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid = COPY_BYTES) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid) : "memory");
+#else
+  unsigned char* to = static_cast<unsigned char*>(shared);
+  if (valid == COPY_BYTES) {
+    *reinterpret_cast<uint4*>(to) = *static_cast<const uint4*>(global);
+  } else {
+    const unsigned char* from = static_cast<const unsigned char*>(global);
+    for (int i = 0; i < COPY_BYTES; ++i) to[i] = i < valid ? from[i] : 0;
+  }
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int N>
+__device__ __forceinline__ void wait_copies() {
+  static_assert(N >= 0, "a number of groups");
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+#endif
