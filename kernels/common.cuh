@@ -29,13 +29,13 @@ template <int V, class T>
 __device__ __forceinline__ Vector<T, V> load_vector(const T* p, const char* file = __builtin_FILE(),
                                                     int line = __builtin_LINE()) {
   emulated::require_aligned(p, sizeof(Vector<T, V>), file, line);
-  return *reinterpret_cast<const Vector<T, V>*>(p);
+  return emulated::load_whole(reinterpret_cast<const Vector<T, V>*>(p), {file, line});
 }
 template <int V, class T>
 __device__ __forceinline__ void store_vector(T* p, const Vector<T, V>& v, const char* file = __builtin_FILE(),
                                              int line = __builtin_LINE()) {
   emulated::require_aligned(p, sizeof(Vector<T, V>), file, line);
-  *reinterpret_cast<Vector<T, V>*>(p) = v;
+  emulated::store_whole(reinterpret_cast<Vector<T, V>*>(p), v, {file, line});
 }
 #else
 template <int V, class T>

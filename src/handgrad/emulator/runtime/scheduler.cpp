@@ -208,6 +208,7 @@ void run_block(uint3 block, void* dynamic_shared) {
     memset(warps, 0, sizeof warps);
     release(all_threads, thread_count);
     run_next();
+    watch_block_end();
     if (grid->failed == Fault::none && returned_count != thread_count) report_deadlock();
 }
 
@@ -383,6 +384,7 @@ void warp_collective(unsigned mask, void* argument, CollectiveFunction function,
         function(arguments, mask);
         if (!argument) watch_warp_barrier(members, count);  // __syncwarp: the others do not order memory
         warp.waiting &= ~mask;
+        watch_collective(fiber.thread.warp, (mask | warp.returned) == existing, name);
         release(members, count);
     }
     run_next();

@@ -1,5 +1,6 @@
 // Atomic functions, for the types that CUDA has them for.
 #pragma once
+#include "counted.h"
 #include "threads.h"
 
 namespace emulated {
@@ -23,6 +24,7 @@ void note_change(T before, T after, const char* name, Site site) {
 template <typename T, typename Change>
 T read_modify_write(T* address, Change change, const char* name, Site site) {
     T before, after;
+    count_atomic(address, sizeof(T), site);
     __atomic_load(address, &before, __ATOMIC_RELAXED);
     do {
         after = change(before);

@@ -2,6 +2,13 @@
 #pragma once
 #include "threads.h"
 
+// In the counting mode every call is inlined, as on a GPU: an access is known by the place of its code.
+#ifdef EMULATED_COUNTED
+#define EMULATED_INLINES_ALL __attribute__((flatten))
+#else
+#define EMULATED_INLINES_ALL
+#endif
+
 namespace emulated {
 
 // One parameter, or what it points to.
@@ -128,7 +135,7 @@ struct Kernel<kernel> {
         call(static_cast<void**>(arguments), typename Counted<parameter_count>::type{});
     }
     template <int... indices>
-    static void call(void** arguments, Indices<indices...>) {
+    EMULATED_INLINES_ALL static void call(void** arguments, Indices<indices...>) {
         kernel(*static_cast<Parameters*>(arguments[indices])...);
     }
     static void launch(Launch& launch) { run_grid(launch, body, launch.arguments); }

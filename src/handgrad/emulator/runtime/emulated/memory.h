@@ -1,5 +1,6 @@
 // Loads, dynamic shared memory, alignment checks and reinterpretations of bits.
 #pragma once
+#include "counted.h"
 #include "threads.h"
 
 // Dynamic shared memory of the block, as `T* name`; on a GPU `extern __shared__`.

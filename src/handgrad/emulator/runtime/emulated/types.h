@@ -49,12 +49,35 @@ using conditional = typename Conditional<condition, A, B>::type;
 
 }  // namespace emulated
 
+// In the counting mode, copies of a vector are calls (see counted.h).
+#ifdef EMULATED_COUNTED
+namespace emulated {
+__attribute__((visibility("default"))) void counted_copy(void* to, const void* from, size_t bytes);
+}
+#define EMULATED_ARTIFICIAL __forceinline__ __attribute__((artificial))
+#define EMULATED_COPIES(name)                                                                      \
+    EMULATED_ARTIFICIAL name(const name& other) { emulated::counted_copy(this, &other, sizeof(name)); } \
+    EMULATED_ARTIFICIAL name& operator=(const name& other) {                                           \
+        emulated::counted_copy(this, &other, sizeof(name));                                        \
+        return *this;                                                                              \
+    }
+#define EMULATED_COUNTED_PAIR(T, name) \
+    name() = default;                  \
+    constexpr name(T x, T y = {}) : x(x), y(y) {} EMULATED_COPIES(name)
+#define EMULATED_COUNTED_QUAD(T, name) \
+    name() = default;                  \
+    constexpr name(T x, T y = {}, T z = {}, T w = {}) : x(x), y(y), z(z), w(w) {} EMULATED_COPIES(name)
+#else
+#define EMULATED_COUNTED_PAIR(T, name)
+#define EMULATED_COUNTED_QUAD(T, name)
+#endif
+
 // Alignments as in CUDA's vector_types.h: 2- and 4-vectors are aligned to their size, at most 16 bytes.
 #define EMULATED_VECTOR_TYPE(T, name, align2, align4)                                             \
     struct name##1 { T x; };                                                                      \
-    struct __attribute__((aligned(align2))) name##2 { T x, y; };                                  \
+    struct __attribute__((aligned(align2))) name##2 { T x, y; EMULATED_COUNTED_PAIR(T, name##2) }; \
     struct name##3 { T x, y, z; };                                                                \
-    struct __attribute__((aligned(align4))) name##4 { T x, y, z, w; };                            \
+    struct __attribute__((aligned(align4))) name##4 { T x, y, z, w; EMULATED_COUNTED_QUAD(T, name##4) }; \
     inline constexpr name##1 make_##name##1(T x) { return {x}; }                                  \
     inline constexpr name##2 make_##name##2(T x, T y) { return {x, y}; }                          \
     inline constexpr name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                  \

@@ -153,6 +153,9 @@ void watch_block(unsigned block, void* static_shared, void* dynamic_shared) {
 void watch_barrier() { clocks.barrier(); }
 void watch_warp_barrier(const int* threads, int count) { clocks.warp_barrier(threads, count); }
 
+void watch_block_end() {}
+void watch_collective(unsigned, bool, const char*) {}
+
 void watch_copy(const Copy& copy, const void* place) {
     note(copy.source, copy.valid, Access::read, place);
     note(copy.target, copy.bytes, Access::write, place);

@@ -29,6 +29,13 @@ public:
         items_[size_] = item;
         return items_[size_++];
     }
+    // Grows to `size` items; the new ones are zero bytes.
+    void reach(int size) {
+        if (size <= size_) return;
+        if (size > capacity_) reserve(size < 2 * capacity_ ? 2 * capacity_ : size);
+        memset(static_cast<void*>(items_ + size_), 0, sizeof(T) * static_cast<size_t>(size - size_));
+        size_ = size;
+    }
     void assign(const List& other) {
         reserve(other.size_);
         if (other.size_) memcpy(static_cast<void*>(items_), other.items_, sizeof(T) * static_cast<size_t>(other.size_));

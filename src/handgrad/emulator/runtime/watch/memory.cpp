@@ -80,8 +80,10 @@ void watch_grid(Launch& launch, void (*body)(void*)) {
 void watch_block(unsigned, void* static_shared, void* dynamic_shared) {
     memory.begin_block(static_shared, watched->static_shared.bytes, dynamic_shared, watched->dynamic_shared);
 }
+void watch_block_end() {}
 void watch_barrier() {}
 void watch_warp_barrier(const int*, int) {}
+void watch_collective(unsigned, bool, const char*) {}
 void watch_copy(const Copy& copy, const void* place) {
     check(address_of(copy.source), copy.valid, false, place);
     check(address_of(copy.target), copy.bytes, true, place);

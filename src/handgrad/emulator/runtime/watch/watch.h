@@ -11,8 +11,10 @@ namespace emulated {
 #ifdef EMULATED_WATCHED
 void watch_grid(Launch& launch, void (*body)(void*));
 void watch_block(unsigned block, void* static_shared, void* dynamic_shared);
+void watch_block_end();
 void watch_barrier();  // all threads of the block meet
 void watch_warp_barrier(const int* threads, int count);
+void watch_collective(unsigned warp, bool whole, const char* name);  // `whole`: of all lanes that are left
 void watch_copy(const Copy& copy, const void* place);
 void watch_commit();
 void watch_wait(int newest, const void* place);  // -1: for all copies
@@ -20,8 +22,10 @@ void watch_end();
 #else
 inline void watch_grid(Launch&, void (*)(void*)) {}
 inline void watch_block(unsigned, void*, void*) {}
+inline void watch_block_end() {}
 inline void watch_barrier() {}
 inline void watch_warp_barrier(const int*, int) {}
+inline void watch_collective(unsigned, bool, const char*) {}
 inline void watch_copy(const Copy&, const void*) {}
 inline void watch_commit() {}
 inline void watch_wait(int, const void*) {}
