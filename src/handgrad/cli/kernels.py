@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handgrad.cli import choices
+from handgrad.cli import choices, sanitize, sass
 from handgrad.cli.errors import FAILED
 from handgrad.cli.options import DeviceOption, JsonOption, KernelsOption, kernels_from
 
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Check the CUDA kernels.", no_args_is_help=True, rich_markup_mode=None)
 
 MOST_FAILURES_LISTED = 20
-
-
-@app.callback()
-def _kernels() -> None:
-    pass  # keeps `check` a verb of its own while it is the only one
 
 
 @app.command("check")
@@ -147,3 +142,7 @@ def _share_of_bound(case: Case) -> float:
     if case.error == 0:
         return 0.0
     return case.error / case.bound if case.bound else math.inf
+
+
+app.command("sass")(sass.sass)
+app.command("sanitize")(sanitize.sanitize)

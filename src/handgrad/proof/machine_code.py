@@ -78,17 +78,19 @@ def compile_for(
     if not re.fullmatch(r"sm_\d+[af]?", arch):
         raise ValueError(f"arch: expected 'sm_75' ... 'sm_120', got {arch!r}")
     nvrtc = load_nvrtc()
-    source = Path(source)
-    folders = (source.resolve().parent, *nvrtc.include_folders)
+    source = Path(source).resolve()
+    folders = (source.parent, *nvrtc.include_folders)
     all_flags = [flag.encode() for flag in (*flags(arch), *(f"-I{folder}" for folder in folders), *options)]
     wanted = tuple(expressions)
-    with nvrtc.program(source.read_text(encoding="utf-8"), source.name) as program:
+    # By its whole path: for a bare name NVRTC looks for #include "..." in the working directory first.
+    with nvrtc.program(source.read_text(encoding="utf-8"), str(source)) as program:
         for expression in wanted:
             nvrtc.call("AddNameExpression", program, expression.encode())
         status = nvrtc.status(
             "CompileProgram", program, len(all_flags), (ctypes.c_char_p * len(all_flags))(*all_flags)
         )
         log = nvrtc.read("ProgramLog", program).rstrip(b"\0").decode(errors="replace").strip()
+        log = log.replace(str(source.parent / "x")[:-1], "")  # messages name the file alone
         if status:
             raise _error(source, arch, log or nvrtc.describe(status))
         names = {expression: nvrtc.lowered_name(program, expression) for expression in wanted}
