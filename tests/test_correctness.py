@@ -245,6 +245,16 @@ def test_rounding_stays_within_its_bound_and_the_bound_is_narrow(dtype, formula)
     assert shares.max() >= 0.05, "a bound twenty times too wide would hide a fault"
 
 
+def test_a_subnormal_number_may_be_taken_as_zero():
+    """CuPy compiles with -ftz=true."""
+    with np.errstate(under="ignore"):
+        tiny = np.array([1e-40, 1.0], np.float32)
+    relu = reference.activation_forward(tiny, "relu")
+    assert compare(np.array([0, 1], np.float32), relu).problem == ""
+    assert compare(tiny, relu).problem == ""
+    assert "(1)" in compare(np.array([0, 1 + 2**-23], np.float32), relu).problem
+
+
 def test_a_hyperparameter_is_rounded_once():
     third = Bounded.constant(1 / 3, PRECISIONS["float32"])
     assert abs(float(np.float32(1 / 3)) - 1 / 3) <= float(third.error) <= 2.0**-24 / 3 * 1.01
@@ -362,6 +372,26 @@ def test_a_group_that_dies_again_and_again_is_given_up(tmp_path):
     reasons = [case.detail for case in cases if not case.passed]
     assert sum("its process died" in reason and "not run" not in reason for reason in reasons) == 3
     assert any("not run: 3 processes died before it" in reason for reason in reasons)
+
+
+def test_a_gpu_is_checked_in_processes_of_its_own(cupy, monkeypatch):
+    """There a fault leaves the process without a GPU."""
+    asked = []
+    monkeypatch.setattr(isolation, "run_isolated", lambda device, groups, counted: asked.append(device) or [])
+    assert correctness.run("cuda", quick=True) == []
+    assert [str(device) for device in asked] == ["cuda:0"]
+
+
+def test_an_interrupted_check_starts_nothing_more():
+    told = []
+
+    def interrupt(done, total, case):
+        told.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        correctness.run("emulator", ["loss"], ["float32"], quick=True, progress=interrupt, isolate=True)
+    assert 1 <= len(told) <= 2
 
 
 def test_isolated_cases_are_the_same():

@@ -37,17 +37,24 @@ def run_isolated(
     device: Device, groups: Sequence[Group], counted: Counted, silence: float = SILENCE
 ) -> list[Case]:
     """The cases of all groups, in order; several groups at a time."""
-    lock = threading.Lock()
+    lock, stopped = threading.Lock(), threading.Event()
 
     def collect(group: Group) -> list[Case]:
         cases: list[Case] = []
         for case in cases_of(device, group, silence):
+            if stopped.is_set():
+                break
             with lock:
                 cases += counted(iter([case]))
         return cases
 
     with ThreadPoolExecutor(min(PROCESSES, os.cpu_count() or 1)) as pool:
-        return [case for cases in pool.map(collect, groups) for case in cases]
+        try:
+            return [case for cases in pool.map(collect, groups) for case in cases]
+        except BaseException:  # Ctrl-C too: start nothing more
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def cases_of(device: Device, group: Group, silence: float = SILENCE) -> Iterator[Case]:
@@ -98,7 +105,6 @@ class _Child:
                 line = lines.get(timeout=silence)
             except queue.Empty:
                 self._hung = silence
-                self._process.kill()
                 return
             if line is None:
                 self._process.wait()

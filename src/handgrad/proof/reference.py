@@ -21,8 +21,10 @@ Bools = NDArray[np.bool_]
 
 
 def exact(values: Floats) -> Bounded:
-    """Inputs of a kernel."""
-    return Bounded.exact(values, PRECISIONS[values.dtype.name])
+    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0."""
+    precision = PRECISIONS[values.dtype.name]
+    wide = values.astype(precision.wide)
+    return Bounded(wide, np.where(abs(wide) < precision.smallest_normal, abs(wide), 0), precision)
 
 
 # ---- activation ------------------------------------------------------------------------------------------
