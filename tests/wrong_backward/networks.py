@@ -62,6 +62,10 @@ class Network:
     def __post_init__(self) -> None:
         self.N, self.D = self.X.shape
         self.H, self.C = self.W2.shape
+        with np.errstate(over="ignore", invalid="ignore"):  # 1 / (1 + inf) is 0, the right limit
+            self._forward()
+
+    def _forward(self) -> None:  # huge logits overflow here as they would in a plain formula
         self.Z1 = self.X @ self.W1 + self.b1
         self.A1 = f(self.activation, self.Z1)
         self.Z2 = self.A1 @ self.W2 + self.b2

@@ -26,6 +26,7 @@ from handgrad.gradients.report import Cause, Comparison, Diagnosis
 from handgrad.gradients.staged import Floats, Problem
 from handgrad.network import MLP
 
+GROWS = 1.01  # from one call to the next: gradients that add up
 SINGLE = float(np.finfo(np.float32).eps)
 
 
@@ -73,11 +74,11 @@ def of_call(called: Called, attempt: Attempt, problem: Problem, layout: str | No
             f"Your function changes {names} in place. The gradient must be finished before the update."
         )
     repeated = called.repeated
-    found = examine(attempt, problem, layout, accumulates=repeated is not None and repeated > 1.5)
+    found = examine(attempt, problem, layout, accumulates=repeated is not None and repeated > GROWS)
     if repeated is None:
         note = "Two calls of your function on the same data gave different gradients."
         return replace(found, notes=[*found.notes, note])
-    if repeated > 1.5 and not any(cause.id == "not-zeroed" for cause in found.causes):
+    if repeated > GROWS and not any(cause.id == "not-zeroed" for cause in found.causes):
         cause = Cause(
             "not-zeroed",
             tuple(problem.parameters),
@@ -229,7 +230,7 @@ def _searched(
 ) -> list[Cause] | None:
     """The causes that explain everything given; None where nothing does."""
     search, off = _search(arrays, unit, problem)
-    found = forward.causes_of(search.plain, off, unit) if off else []
+    found = forward.causes_of(search.rounded, off, unit) if off else []
     if not search.wrong:
         return found or None
     explanations = search.explanations()
@@ -272,7 +273,7 @@ def _unknown(
 ) -> list[Cause]:
     """What explains a part, and where the rest sits."""
     search, off = _search(arrays, unit, problem)
-    causes = forward.causes_of(search.plain, off, unit) if off else []
+    causes = forward.causes_of(search.rounded, off, unit) if off else []
     found, left = search.partial()
     for explanations in found:
         known = ranked(explanations, certainty=0.6 if left else 0.9)

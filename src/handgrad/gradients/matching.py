@@ -15,17 +15,19 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from handgrad.gradients import rounding
 from handgrad.gradients.explanation import Explanation, aligned, distance, distinct
 from handgrad.gradients.mistakes import Mistake, Reading, Words, mistakes_of, readings
 from handgrad.gradients.staged import Floats, Hook, Pass, Problem
+from handgrad.gradients.summary import summarized
+from handgrad.gradients.table import Table
 
 SAFETY = 4.0  # a value agrees within so many times its rounding bound
 NEAR_DOUBLE, NEAR_SINGLE = 1e-5, 1e-2  # relative distance at which the rounding bound is looked at
 CLEAR = 2.2  # an explanation that costs no more is not weighed against larger combinations
 RESHAPED = 0.03  # what a fit costs that needs another shape, as (N,) for (N, 1)
+PAIR_WORK, LEAST_PAIRS = 2e10, 300  # entries gone through in trying pairs, likely ones first
 HELPFUL = 8  # single mistakes from which combinations of three are tried
 
 Constants = dict[int, float]  # mistake → its constant; 1 for those without
@@ -35,10 +37,10 @@ class Search:
     """One attempt's given stages against every combination of mistakes."""
 
     def __init__(self, problem: Problem, given: Mapping[str, Floats], unit: float) -> None:
-        self.plain = replace(problem, unit=0.0)
         self.rounded = replace(problem, unit=unit)
         self.unit = unit
         self.given = {stage: given[stage] for stage in problem.backward_names if stage in given}
+        self.plain, self._summary = summarized(replace(problem, unit=0.0), self.given)
         self.mistakes: Sequence[Mistake] = mistakes_of(self.plain)
         self.near_within = NEAR_DOUBLE if unit < 1e-12 else NEAR_SINGLE
         right = self.rounded.right
@@ -123,9 +125,10 @@ class Search:
         except ValueError:
             return None
 
-    def _aligned(self, stage: str, value: Floats) -> tuple[Floats, Floats] | None:
+    def _aligned(self, stage: str, value: Floats, whole: bool = False) -> tuple[Floats, Floats] | None:
+        """The given stage (``whole``, or its summary) and a value in one shape."""
         width = self.plain.sizes[int(stage[2:])] if stage.startswith("db") else 1
-        return aligned(stage, self.given[stage], value, width)
+        return aligned(stage, (self.given if whole else self._summary)[stage], value, width)
 
     def _near(self, stage: str, value: Any) -> float | None:
         """The distance from the given stage, or None where it is not near."""
@@ -144,7 +147,7 @@ class Search:
         if value is None:
             return False
         plain = np.asarray(rounding.values(value))
-        pair = self._aligned(stage, plain)
+        pair = self._aligned(stage, plain, whole=True)
         if pair is None:
             return False
         bound = SAFETY * rounding.errors(value) + slack * np.abs(plain)
@@ -155,13 +158,12 @@ class Search:
     # ---- single mistakes
 
     @cached_property
-    def _near_alone(self) -> NDArray[np.bool_]:
-        """[mistake, stage]: near, each stage by itself (a free constant may differ between stages)."""
+    def _alone(self) -> Table:
         return self._table({})
 
-    def _table(self, base: Constants) -> NDArray[np.bool_]:
+    def _table(self, base: Constants) -> Table:
         stages = list(self.given)
-        table = np.zeros((len(self.mistakes), len(stages)), dtype=bool)
+        table = Table.of(len(self.mistakes), len(stages))
         for i in self._every:
             if i in base or any(self.mistakes[i].excludes(self.mistakes[j]) for j in base):
                 continue
@@ -169,11 +171,20 @@ class Search:
             for column, stage in enumerate(stages):
                 if i not in self._relevant(stage, [*base, i]):
                     continue
+                table.touches[i, column] = True
                 if run is None:
-                    table[i, column] = next(self._solved({**base, i: None}, [stage]), None) is not None
-                else:
-                    table[i, column] = self._near(stage, self._value(run, stage)) is not None
+                    table.near[i, column] = next(self._solved({**base, i: None}, [stage]), None) is not None
+                    continue
+                value = self._value(run, stage)
+                table.near[i, column] = self._near(stage, value) is not None
+                table.reshapes[i, column] = np.shape(value) != self._right_shape(stage) or value is None
+                table.fits[i, column] = (
+                    value is not None and self._aligned(stage, np.asarray(value)) is not None
+                )
         return table
+
+    def _right_shape(self, stage: str) -> tuple[int, ...]:
+        return np.shape(self.plain.right.computed(stage))
 
     @cached_property
     def _helpful(self) -> list[int]:
@@ -187,7 +198,7 @@ class Search:
         return sorted(kept, key=lambda i: (-mended[i], self.mistakes[i].words.cost))
 
     def _helps(self, i: int, stage: str) -> bool:
-        return bool(self._near_alone[i, list(self.given).index(stage)])
+        return bool(self._alone.near[i, list(self.given).index(stage)])
 
     def _singles(self, base: Constants, candidates: Iterable[int]) -> list[Explanation]:
         found: list[Explanation] = []
@@ -199,21 +210,15 @@ class Search:
     # ---- combinations
 
     def _pairs(self, base: Constants) -> list[Explanation]:
-        near = self._near_alone if not base else self._table(base)
-        stages = list(self.given)
-        touched = np.array([[bool(i in self._relevant(s, [*base, i])) for s in stages] for i in self._every])
-        agrees = np.array([self._base_agrees(base, s) for s in stages])
+        table = self._table(base) if base else self._alone
+        agrees = np.array([self._base_agrees(base, stage) for stage in self.given])
+        right = [self._aligned(s, np.asarray(self.plain.right.computed(s))) is not None for s in self.given]
         reads = np.array([bool(mistake.reads) for mistake in self.mistakes])
-        both = touched[:, None, :] & touched[None, :, :]
-        both |= (touched & reads[:, None])[:, None, :] | (touched & reads[:, None])[None, :, :]
-        only_first = touched[:, None, :] & ~touched[None, :, :]
-        only_second = ~touched[:, None, :] & touched[None, :, :]
-        neither = ~touched[:, None, :] & ~touched[None, :, :]
-        possible = (
-            both | (only_first & near[:, None, :]) | (only_second & near[None, :, :]) | (neither & agrees)
-        )
+        possible = table.pairs(agrees, np.array(right), reads)
         found: list[Explanation] = []
-        for i, j in np.argwhere(np.triu(possible.all(axis=2), k=1)).tolist():
+        pairs = sorted(np.argwhere(np.triu(possible, k=1)).tolist(), key=self._cost)
+        work = self.plain.N * sum(self.plain.sizes)
+        for i, j in pairs[: max(LEAST_PAIRS, int(PAIR_WORK / work))]:
             first, second = self.mistakes[i], self.mistakes[j]
             if i in base or j in base or first.excludes(second):
                 continue
@@ -221,6 +226,9 @@ class Search:
                 continue
             found += self._explained({**base, i: None, j: None})
         return found
+
+    def _cost(self, combination: Sequence[int]) -> float:
+        return sum(self.mistakes[i].words.cost for i in combination)
 
     def _base_agrees(self, base: Constants, stage: str) -> bool:
         if not base or not self._relevant(stage, base):
@@ -329,7 +337,7 @@ class Search:
         residual = reshaped = 0.0
         for stage in stages:
             value = np.asarray(rounding.values(run.computed(stage)))
-            pair = self._aligned(stage, value)
+            pair = self._aligned(stage, value, whole=True)
             residual = max(residual, distance(*pair) if pair else 0.0)
             reshaped += RESHAPED * (value.ndim > 0 and value.shape != self.given[stage].shape)
         touched = [

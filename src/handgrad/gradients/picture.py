@@ -113,8 +113,7 @@ def _ratio(axes: Any, item: Comparison) -> Any:
     scale = float(np.max(np.abs(right), initial=0.0))
     with np.errstate(all="ignore"):
         ratio = np.where(np.abs(right) > 1e-9 * scale, given / right, np.nan)
-    colours = colormaps["PuOr"].copy()
-    colours.set_bad(UNDEFINED)
+    colours = colormaps["PuOr"].with_extremes(bad=UNDEFINED)
     return axes.imshow(
         np.ma.masked_invalid(ratio), cmap=colours, vmin=-1, vmax=3, aspect="auto", interpolation="nearest"
     )
@@ -129,8 +128,7 @@ def _error(axes: Any, item: Comparison) -> Any:
     with np.errstate(all="ignore"):
         error = np.abs(given - right) / scale
     error = np.where(np.isfinite(error), np.maximum(error, LEAST_ERROR), 10.0)
-    colours = colormaps["YlOrRd"].copy()
-    colours.set_bad("white")
+    colours = colormaps["YlOrRd"].with_extremes(bad="white")
     assert item.wrong is not None
     shown = np.ma.masked_where(~_grid(item.wrong), error)
     norm = LogNorm(vmin=LEAST_ERROR, vmax=10)

@@ -222,8 +222,8 @@ def _sigmoid(z: Floats) -> Floats:
 
 
 def _smooth(x: Number, value: Floats, slope: Floats, half_curvature: float) -> Number:
-    """f(x) with the error slope |δx| + half_curvature δx² and that of evaluating f itself."""
+    """f(x) with the error slope |δx| + half_curvature δx², and that of a plain formula as log(1 + e^x)."""
     if not isinstance(x, Rounded):
         return value
     e = _errors(x)
-    return Rounded(value, slope * e + half_curvature * e * e + 4 * x.unit * np.abs(value), x.unit)
+    return Rounded(value, slope * e + half_curvature * e * e + x.unit * (4 * np.abs(value) + 2), x.unit)

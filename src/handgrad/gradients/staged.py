@@ -40,7 +40,17 @@ def activation(name: str, z: Number) -> Number:
 
 
 def derivative(name: str, z: Number, a: Number) -> Number:
-    """f'(z), from z and a = f(z); f'(0) of relu is 0."""
+    """f'(z), from z and a = f(z); f'(0) of relu is 0.
+
+    A rounded one allows for any of the usual formulas: 1 - a² where a is near 1, a computed anew from z.
+    """
+    value = _derivative(name, z, a)
+    if isinstance(value, Rounded) and name != "relu":
+        return Rounded(value.value, rounding.errors(value) + 2 * value.unit, value.unit)
+    return value
+
+
+def _derivative(name: str, z: Number, a: Number) -> Number:
     if name == "relu":
         mask = rounding.step(z)
         if isinstance(mask, Rounded):  # a given a decides; how near z is to the kink says how surely
@@ -84,6 +94,7 @@ class Problem:
     lr: float | None = None
     unit: float = 0.0
     given: Mapping[str, Floats] = field(default_factory=dict)
+    whole_D: int = 0  # D, where X is a summary of the data's columns; 0: as many as X has
 
     @cached_property
     def L(self) -> int:
@@ -95,6 +106,11 @@ class Problem:
         """Widths from input to output."""
         W = [self.parameters[f"W{layer}"] for layer in range(1, self.L + 1)]
         return (int(W[0].shape[0]), *(int(w.shape[1]) for w in W))
+
+    @property
+    def D(self) -> int:
+        """Inputs."""
+        return self.whole_D or self.sizes[0]
 
     @property
     def N(self) -> int:

@@ -230,7 +230,7 @@ def _of_layers(problem: Problem, layers: tuple[int, ...]) -> list[Mistake]:
 def _made(problem: Problem, variant: _Variant, layers: tuple[int, ...]) -> Mistake:
     first = layers[-1]
     names = _names(problem, first)
-    where = "" if len(layers) == 1 else f" (and so in layers {', '.join(map(str, layers))})"
+    where = "" if len(layers) == 1 else f" (the same in layers {', '.join(map(str, layers))})"
     right = f"dZ{first} = {names['U']} * {names['d']}"
     cost = variant.cost + (0.02 if len(layers) > 1 else 0.0)
     words = Words(

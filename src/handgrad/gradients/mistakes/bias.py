@@ -76,7 +76,9 @@ _VARIANTS: tuple[tuple[str, str, str, _Value, float], ...] = (
         "bias-times-input",
         "the bias's input is 1, not {A}: the gradient was multiplied by {A}",
         "({A}.T @ dZ{l}).mean(axis=0)",
-        lambda s, layer: _product(s, layer).mean(axis=0),
+        lambda s, layer: (
+            _product(s, layer).sum(axis=0) * (1 / (s.problem.D if layer == 1 else len(s.W(layer))))
+        ),
         1.1,
     ),
     (

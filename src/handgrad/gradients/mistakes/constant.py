@@ -14,6 +14,7 @@ from handgrad.gradients.staged import Hook, Problem
 
 MOST_ACCUMULATED = 64  # gradients added up without zeroing: a greater factor is called a scale
 UNNAMED = 1.6  # what a constant without a name costs beside a named one
+LEAST_FACTOR = 1e-4  # nearer to 1, a factor is no mistake but somebody's rounding
 LONGEST_BATCH = 100_000
 
 
@@ -75,7 +76,7 @@ def named_constants(problem: Problem) -> list[tuple[float, str, float]]:
     """(value, name, cost) of sizes and their products that a gradient is multiplied with by mistake."""
     N, K = float(problem.N), float(problem.C)
     sizes = [(N, "N", 1.05), (K, "K", 1.05), (N * K, "N K", 1.05), (N**2, "N²", 1.05), (N / K, "N/K", 1.2)]
-    sizes += [(N**2 * K, "N² K", 1.09), ((N * K) ** 2, "(N K)²", 1.09), (float(problem.sizes[0]), "D", 1.25)]
+    sizes += [(N**2 * K, "N² K", 1.09), ((N * K) ** 2, "(N K)²", 1.09), (float(problem.D), "D", 1.25)]
     for layer, width in enumerate(problem.sizes[1:-1], 1):
         sizes.append((float(width), "H" if problem.L == 2 else f"H{layer}", 1.25))
     named = []
@@ -102,7 +103,7 @@ def _factors(mistake: Mistake, c: float, tolerance: float, problem: Problem) -> 
     if c < 0:
         sign = (_sign_words(mistake, problem, names),)
         c = -c
-    if _close(c, 1.0, tolerance):
+    if _close(c, 1.0, max(tolerance, LEAST_FACTOR)):
         return [*found, Reading(sign, -1.0)] if sign else []
     direction = -1.0 if sign else 1.0
     named = False

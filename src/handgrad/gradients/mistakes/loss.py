@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.gradients import rounding
-from handgrad.gradients.mistakes.mistake import Mistake, Words
+from handgrad.gradients.mistakes.mistake import Mistake, Words, require_few
 from handgrad.gradients.staged import Hook, Pass, Problem, hinge_violations
 from handgrad.ops.loss import ELEMENTWISE
 
@@ -165,6 +165,7 @@ def _targets_broadcast(problem: Problem) -> list[Mistake]:
         return predicted(s) - s.problem.y.mean()
 
     def matrix(s: Pass) -> Any:
+        require_few(s.problem.N)
         return predicted(s) - s.problem.y.T
 
     says = f"(N, 1) - (N,) broadcasts to (N, N): {{}}. Give y the shape (N, 1) of {name} first"
@@ -199,9 +200,7 @@ def _targets_broadcast(problem: Problem) -> list[Mistake]:
 def _shape_for_count(problem: Problem) -> list[Mistake]:
     """Division by ``x.shape`` where NumPy lets it pass: the tuple becomes an array of two numbers."""
     found = []
-    widths = (
-        (("X", problem.sizes[0]), ("A1", problem.sizes[1])) if problem.L > 1 else (("X", problem.sizes[0]),)
-    )
+    widths = (("X", problem.D), ("A1", problem.sizes[1]))[: problem.L]
     for name, width in widths:
         per_column = np.array([1.0, problem.N / width])
         found.append(

@@ -7,6 +7,8 @@ from typing import Any
 
 from handgrad.gradients.staged import Hook, Pass, Problem
 
+MOST_SQUARED = 2500  # samples up to which mistakes that make an (N, N) array are tried
+
 
 @dataclass(frozen=True)
 class Words:
@@ -71,6 +73,12 @@ def has_bias(problem: Problem, layer: int) -> bool:
 def bias_layers(problem: Problem) -> list[int]:
     """The layers with a bias."""
     return [layer for layer in range(1, problem.L + 1) if has_bias(problem, layer)]
+
+
+def require_few(n: int) -> None:
+    """``ValueError`` where a mistake would make an n x n array too large to try."""
+    if n > MOST_SQUARED:
+        raise ValueError(f"{n} x {n} is not tried")
 
 
 def multiplied(s: Pass, value: Any, c: float) -> Any:

@@ -11,6 +11,7 @@ from handgrad.gradients.mistakes.mistake import (
     Words,
     bias_layers,
     layer_sets,
+    require_few,
     upstream_name,
     value_name,
 )
@@ -201,11 +202,11 @@ def _activation_products(problem: Problem, layer: int) -> list[Mistake]:
     says = f"layer {layer}: a matrix product stands for the elementwise product with the derivative"
     stage = f"dZ{layer}"
     variants: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
-        (f"{U} @ {d}.T", lambda u, m: u @ m.T),
+        (f"{U} @ {d}.T", lambda u, m: _samples_by_samples(u, m)),
         (f"{d}.T @ {U}", lambda u, m: m.T @ u),
         (f"{U}.T @ {d}", lambda u, m: u.T @ m),
         (f"{U} @ {d}", lambda u, m: u @ m),
-        (f"{d} @ {U}.T", lambda u, m: m @ u.T),
+        (f"{d} @ {U}.T", lambda u, m: _samples_by_samples(m, u)),
         (f"({U} * {d}).sum(axis=1, keepdims=True)", lambda u, m: (u * m).sum(axis=1, keepdims=True)),
     )
     return [
@@ -220,6 +221,11 @@ def _activation_products(problem: Problem, layer: int) -> list[Mistake]:
         )
         for wrong, value in variants
     ]
+
+
+def _samples_by_samples(a: Any, b: Any) -> Any:
+    require_few(a.shape[0])
+    return a @ b.T
 
 
 def _misplaced_parenthesis(problem: Problem) -> list[Mistake]:
