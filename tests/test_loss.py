@@ -235,6 +235,16 @@ def test_labels_of_any_whole_type(device, name, kind):
     np.testing.assert_array_equal(dZ, slope)
 
 
+@pytest.mark.parametrize("label", [2**32 + 1, -(2**32) + 1, -1, C], ids=str)
+def test_a_label_beyond_int32_is_not_wrapped_around_on_a_device(label):
+    Z, _ = drawn("cross_entropy", "float32")
+    y = np.full(N, 1, dtype=np.int64)
+    y[3] = label
+    value, dZ = loss.forward_backward(emulator.asarray(Z), emulator.asarray(y), "cross_entropy")
+    assert np.isnan(to_numpy(value))
+    assert np.flatnonzero(np.isnan(to_numpy(dZ)).any(axis=1)).tolist() == [3]
+
+
 @pytest.mark.parametrize(("label", "sample"), [(-1, 0), (C, 4), (2**31 - 1, 22)])
 @pytest.mark.parametrize("name", ["cross_entropy", "hinge"])
 def test_a_label_that_no_column_has(name, label, sample):

@@ -375,7 +375,7 @@ class MLP:
         if self.loss_name not in loss_op.ELEMENTWISE:
             if y.dtype.kind not in "iu":
                 raise TypeError(f"y: {self.loss_name} takes integer labels (N,), got {y.dtype}")
-            return y if self.xp is np or y.dtype == np.int32 else y.astype(np.int32)
+            return y if self.xp is np else loss_op.as_int32(y, self.sizes[-1])
         if self.sizes[-1] == 1 and y.ndim == 1:
             y = y.reshape(-1, 1)
         if y.ndim != 2 or y.shape[1] != self.sizes[-1]:

@@ -123,12 +123,21 @@ def _launch(
     else:
         lanes = lanes_of(C)
         kernel, blocks = rows_kernel(loss, dtype, lanes), -(-N // (THREADS // lanes))
-        y = checks.contiguous(xp, y if y.dtype == np.int32 else y.astype(np.int32))
+        y = checks.contiguous(xp, as_int32(y, C))
         sizes = (np.int32(N), np.int32(C))
     blocks = min(blocks, MAX_BLOCKS)
     partials = workspace.get("loss.partials", (MAX_BLOCKS,), dtype, xp)
     with on_device_of(Z):
         kernel((blocks,), (THREADS,), Z, y, dZ, value, partials, ticket, *sizes, dtype.type(scale))
+
+
+def as_int32(labels: Array, C: int) -> Array:
+    """Integer labels as the kernels take them; one that int32 cannot hold stays outside 0 .. C-1."""
+    if labels.dtype == np.int32:
+        return labels
+    if labels.dtype.itemsize >= 4:
+        labels = labels.clip(-1 if labels.dtype.kind == "i" else 0, C)
+    return labels.astype(np.int32)
 
 
 def elementwise_kernel(loss: str, output: str, dtype: DType) -> Kernel:
