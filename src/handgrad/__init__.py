@@ -6,6 +6,9 @@
 from handgrad import arrays, kernel, ops
 from handgrad.arrays import DeviceError, get_array_module, to_device, to_numpy
 from handgrad.checkpoint import load, save
+from handgrad.gradients import diagnose
+from handgrad.gradients.explain import explain
+from handgrad.gradients.gradcheck import gradcheck
 from handgrad.layouts import from_torch, to_torch
 from handgrad.network import MLP, Gradients
 from handgrad.ops.optimizer import SGD, Adam, AdamW
@@ -22,10 +25,13 @@ __all__ = [
     "Gradients",
     "History",
     "arrays",
+    "diagnose",
     "evaluate",
+    "explain",
     "fit",
     "from_torch",
     "get_array_module",
+    "gradcheck",
     "kernel",
     "load",
     "ops",
