@@ -86,6 +86,7 @@ MODES = {
         (*WATCHED_FLAGS, "-gdwarf-4", "-fsanitize=thread", "-DEMULATED_COUNTED"),
         ("-O2", "-DEMULATED_WATCHED", "-DEMULATED_COUNTED"),
         runtime_sources=("scheduler.cpp", "watch/counters.cpp"),
+        gcc_flags=("-fno-tree-sra",),  # which would split the copy of a structure into its fields
         clang_flags=(
             *("-fno-sanitize=undefined", "-mllvm", "-tsan-instrument-read-before-write=1"),
             *("-fno-vectorize", "-fno-slp-vectorize"),  # masked vector accesses are not instrumented

@@ -1,4 +1,6 @@
-"""Launches whose every access to global and shared memory is counted: ``runtime/watch/counters.cpp`` says how.
+"""Launches whose every access to global and shared memory is counted.
+
+``runtime/watch/counters.cpp`` says what counts as a request, ``runtime/watch/traffic.h`` what it costs.
 
 >>> with counting() as launches:
 ...     pass  # launch kernels on emulated arrays
@@ -29,7 +31,7 @@ SHARED = "shared memory"
 MODULE = "variables of the module"  # __device__ and __constant__
 ELSEWHERE = "elsewhere"  # memory that no argument of the launch points to
 _MEMORIES = {-1: SHARED, -2: MODULE, -3: ELSEWHERE}
-_DIRECTIONS = ("load", "store", "atomic")
+ACCESSES = ("load", "store", "atomic")
 _HEADERS = frozenset(path.name for path in (RUNTIME / "emulated").glob("*.h"))
 _NUMBERS = ("requests", "lanes", "sectors", "least_sectors", "wavefronts", "least_wavefronts")
 
@@ -57,7 +59,7 @@ class _Place(ctypes.Structure):  # runtime/watch/traffic.h: PlaceCounts
 
 
 class _Distinct(ctypes.Structure):  # runtime/watch/counters.cpp: DistinctSectors
-    _fields_ = [("loaded", ctypes.c_ulonglong), ("stored", ctypes.c_ulonglong)]
+    _fields_ = [("of", ctypes.c_ulonglong * 3)]
 
 
 class _Counts(ctypes.Structure):  # LaunchCounts
@@ -97,19 +99,12 @@ class PlaceCounts:
 
 
 @dataclass(frozen=True)
-class DistinctBytes:
-    """The distinct 32-byte sectors of a buffer that a launch touched, as bytes."""
-
-    loaded: int
-    stored: int
-
-
-@dataclass(frozen=True)
 class LaunchCounts:
     """The counts of one launch.
 
-    ``arrays`` maps each buffer of the arguments to its size in bytes, ``distinct`` to what was touched of it.
-    ``barriers`` are those of whole blocks, ``collectives`` those of warps, by function.
+    ``arrays`` maps each buffer of the arguments to its size in bytes; ``distinct`` buffer and access to the
+    bytes of the 32-byte sectors so touched.  ``barriers`` are those of whole blocks, ``collectives`` those of
+    warps, by function.
     """
 
     source: Path
@@ -120,7 +115,7 @@ class LaunchCounts:
     static_shared: int
     places: tuple[PlaceCounts, ...]
     arrays: dict[str, int]
-    distinct: dict[str, DistinctBytes]
+    distinct: dict[tuple[str, str], int]
     barriers: int
     collectives: dict[str, int]
 
@@ -185,7 +180,11 @@ class CountedKernel(CompiledKernel):
                 self.static_shared,
                 self._places(counts, names),
                 {name: stop - start for name, start, stop in arrays},
-                {name: _distinct_bytes(counts.distinct[i]) for i, name in enumerate(names)},
+                {
+                    (name, access): SECTOR_BYTES * int(counts.distinct[i].of[number])
+                    for i, name in enumerate(names)
+                    for number, access in enumerate(ACCESSES)
+                },
                 int(counts.barriers),
                 {
                     counts.collectives[i].decode(): int(counts.collective_counts[i])
@@ -226,12 +225,8 @@ class CountedKernel(CompiledKernel):
             else:
                 file, line = lines.get(int(one.code) - 1, ("", 0))
             buffer = names[one.memory] if one.memory >= 0 else _MEMORIES[one.memory]
-            key = (buffer, _DIRECTIONS[one.direction], int(one.bytes), file, line)
+            key = (buffer, ACCESSES[one.direction], int(one.bytes), file, line)
             known = sums.setdefault(key, [0] * len(_NUMBERS))
             sums[key] = [a + int(getattr(one, name)) for a, name in zip(known, _NUMBERS, strict=True)]
         ordered = sorted(sums, key=lambda key: (key[3], key[4], *key[:3]))
         return tuple(PlaceCounts(*key, *sums[key]) for key in ordered)
-
-
-def _distinct_bytes(sectors: Any) -> DistinctBytes:
-    return DistinctBytes(SECTOR_BYTES * int(sectors.loaded), SECTOR_BYTES * int(sectors.stored))

@@ -11,7 +11,7 @@
 namespace emulated {
 
 struct DistinctSectors {
-    unsigned long long loaded, stored;
+    unsigned long long of[3];  // by Direction
 };
 
 // The counts of the last launch; read by emulator/counting.py.
@@ -51,7 +51,7 @@ struct WarpPlaces {
 Memory memory;
 Launch* launch_counted;
 bool watched;  // a block runs
-Sectors loaded[Memory::most_arguments], stored[Memory::most_arguments];
+Sectors touched[Memory::most_arguments][3];  // by Direction
 List<Place> places;
 List<int> slots;  // places by key, a hash table: the place's number + 1, or 0
 List<PlaceCounts> counts;
@@ -66,11 +66,17 @@ LaunchCounts result;
 
 // ---- counting what is complete ---------------------------------------------------------------------------
 
-int memory_of(Address address) {
-    if (memory.shared_with(address, 1) >= 0) return shared_memory;
+struct Whereabouts {
+    int memory;
+    Range range;  // of the same memory
+};
+
+Whereabouts find(Address address) {
+    const int shared = memory.shared_with(address, 1);
+    if (shared >= 0) return {shared_memory, memory.shared_range(shared)};
     const int argument = memory.argument_with(address, 1);
-    if (argument >= 0) return argument;
-    return memory.is_of_kernel(address) ? module_variables : elsewhere;
+    if (argument >= 0) return {argument, memory.argument_range(argument)};
+    return {memory.is_of_kernel(address) ? module_variables : elsewhere, {address, address + 1}};
 }
 
 PlaceCounts& counts_of(int place, int where) {
@@ -87,15 +93,17 @@ PlaceCounts& counts_of(int place, int where) {
 void count(int place, const Request& request) {
     const unsigned bytes = places[place].bytes;
     for (unsigned left = request.mask; left;) {
-        const int where = memory_of(request.address[__builtin_ctz(left)]);
+        const Whereabouts first = find(request.address[__builtin_ctz(left)]);
+        const int where = first.memory;
         Address addresses[32];
         int lanes = 0;
         unsigned members = 0;
         for (unsigned others = left; others; others &= others - 1) {
             const int lane = __builtin_ctz(others);
-            if (memory_of(request.address[lane]) != where) continue;
+            const Address address = request.address[lane];
+            if (!first.range.contains(address) && find(address).memory != where) continue;
             members |= 1u << lane;
-            addresses[lanes++] = request.address[lane];
+            addresses[lanes++] = address;
         }
         left &= ~members;
         PlaceCounts& into = counts_of(place, where);
@@ -106,9 +114,7 @@ void count(int place, const Request& request) {
             continue;
         }
         count_sectors(into, addresses, lanes, bytes, [&](Address sector) {
-            if (where < 0) return;
-            if (into.direction != Direction::store) loaded[where].mark(sector);
-            if (into.direction != Direction::load) stored[where].mark(sector);
+            if (where >= 0) touched[where][static_cast<int>(into.direction)].mark(sector);
         });
     }
 }
@@ -231,10 +237,8 @@ void counted_copy(void* to, const void* from, size_t bytes) {
 void watch_grid(Launch& launch, void (*body)(void*)) {
     memory.begin(launch, body);
     launch_counted = &launch;
-    for (int i = 0; i < memory.argument_count(); ++i) {
-        loaded[i].begin(memory.argument_range(i));
-        stored[i].begin(memory.argument_range(i));
-    }
+    for (int i = 0; i < memory.argument_count(); ++i)
+        for (Sectors& sectors : touched[i]) sectors.begin(memory.argument_range(i));
     for (WarpPlaces& warp : warps) complete(warp);  // what a launch that failed has left
     places.clear();
     memset(slots.begin(), 0, sizeof(int) * static_cast<size_t>(slots.size()));
@@ -282,7 +286,8 @@ void watch_wait(int, const void*) {}
 
 void watch_end() {
     distinct.clear();
-    for (int i = 0; i < memory.argument_count(); ++i) distinct.add({loaded[i].marked(), stored[i].marked()});
+    for (int i = 0; i < memory.argument_count(); ++i)
+        distinct.add({{touched[i][0].marked(), touched[i][1].marked(), touched[i][2].marked()}});
     result = {counts.begin(), distinct.begin(), collectives.begin(), collective_counts.begin(), barriers,
               counts.size(), distinct.size(), collectives.size()};
 }
