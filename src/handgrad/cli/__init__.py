@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from handgrad.cli import bench, doctor, evaluate, explain, kernels, predict, train
+from handgrad.cli import bench, diagnose, doctor, evaluate, explain, kernels, lesson, predict, train
 from handgrad.cli.errors import CommandGroup
 
 app = typer.Typer(
@@ -46,7 +46,9 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("bench")(bench.bench)
+app.command("diagnose")(diagnose.diagnose)
 app.command("explain")(explain.explain)
+app.command("lesson")(lesson.lesson)
 app.command("doctor")(doctor.doctor)
 app.add_typer(kernels.app, name="kernels")
 
