@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -123,3 +124,17 @@ def check_finite(row: dict[str, Any], lr: float) -> None:
             f"the loss became {row['train_loss']} in epoch {row['epoch']}; train with a smaller --lr "
             f"(it was {lr:g}), or with --clip-norm 1"
         )
+
+
+@contextlib.contextmanager
+def counted(out: Console) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A callback ``(done, total, what)`` that moves a bar; nothing where the output is no terminal."""
+    if not out.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -183,10 +183,23 @@ def prebuild(pairs: Iterable[tuple[Path, str]], workers: int | None = None, mode
 
 
 def source_files(source: Path) -> list[Path]:
-    """The source and every header beside it: what a kernel may depend on."""
+    """The source, every header beside it, and what these include by name from other folders."""
     if not source.is_file():
         raise EmulatorError(f"{source}: no such kernel source")
-    return [*sorted({path for pattern in HEADERS for path in source.parent.glob(pattern)}), source]
+    beside = sorted({path for pattern in HEADERS for path in source.parent.glob(pattern)})
+    elsewhere = [path for path in included(source) if path.parent != source.parent]
+    return [*beside, *sorted(elsewhere), source]
+
+
+def included(source: Path) -> list[Path]:
+    """``source``, what it includes by name, and what that includes."""
+    found = [source]
+    for path in found:  # grows meanwhile
+        for name in re.findall(r'^\s*#\s*include\s*"([^"\n]+)"', path.read_text(), re.MULTILINE):
+            header = Path(os.path.normpath(path.parent / name))
+            if header not in found and header.is_file():
+                found.append(header)
+    return found
 
 
 def digest_of(files: Sequence[Path]) -> str:
@@ -214,18 +227,8 @@ class Inspected:
 def inspect(source: Path) -> Inspected:
     """What ``source`` and its headers hold, read once: a running program keeps the kernels it has."""
     files = source_files(source)
-    names_architecture = any(b"__CUDA_ARCH__" in path.read_bytes() for path in included(source, files))
+    names_architecture = any(b"__CUDA_ARCH__" in path.read_bytes() for path in included(source))
     return Inspected(digest_of(files), names_architecture)
-
-
-def included(source: Path, files: Sequence[Path]) -> list[Path]:
-    """``source`` and those of ``files`` that it includes by name, and those that they include."""
-    by_name = {path.name: path for path in files}
-    found = [source]
-    for path in found:  # grows meanwhile
-        names = re.findall(r'^\s*#\s*include\s*"([^"\n]+)"', path.read_text(), re.MULTILINE)
-        found += [by_name[name] for name in names if name in by_name and by_name[name] not in found]
-    return found
 
 
 @functools.cache

@@ -14,5 +14,9 @@ class EmulatorError(RuntimeError):
         self.fault = fault
 
 
+class LaunchError(EmulatorError):
+    """A launch that the architecture does not allow."""
+
+
 class CompilerNotFound(RuntimeError):
     """No C++ compiler that the emulator can use; the message says what to install."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from handgrad.emulator.array import EmulatedArray
 from handgrad.emulator.build import build, inspect, runtime_library, symbol_of
-from handgrad.emulator.errors import EmulatorError
+from handgrad.emulator.errors import EmulatorError, LaunchError
 from handgrad.emulator.settings import (
     BLOCK_LIMITS,
     GRID_LIMITS,
@@ -283,30 +283,30 @@ class CompiledKernel:
         self, what: str, given: Sequence[int], limits: tuple[int, int, int], arch: str
     ) -> tuple[int, int, int]:
         if not 1 <= len(given) <= 3:
-            raise EmulatorError(f"{self.name}: {what} {tuple(given)}: expected 1 to 3 sizes")
+            raise LaunchError(f"{self.name}: {what} {tuple(given)}: expected 1 to 3 sizes")
         x, y, z = (*map(int, given), 1, 1)[:3]
         if not (0 < x <= limits[0] and 0 < y <= limits[1] and 0 < z <= limits[2]):
-            raise EmulatorError(f"{self.name}: {what} {(x, y, z)}: {arch} allows sizes from 1 to {limits}")
+            raise LaunchError(f"{self.name}: {what} {(x, y, z)}: {arch} allows sizes from 1 to {limits}")
         return x, y, z
 
     def _check_block(self, block: Any, shared: int, arch: str) -> None:
         threads = block[0] * block[1] * block[2]
         if threads > THREADS_PER_BLOCK:
-            raise EmulatorError(
+            raise LaunchError(
                 f"{self.name}: block {tuple(block)} has {threads} threads: {arch} allows {THREADS_PER_BLOCK}"
             )
         if self.launch_bound and threads > self.launch_bound:
-            raise EmulatorError(
+            raise LaunchError(
                 f"{self.name}: block {tuple(block)} has {threads} threads: "
                 f"its __launch_bounds__ allow {self.launch_bound}"
             )
         if self.static_shared > STATIC_SHARED_BYTES:
-            raise EmulatorError(
+            raise LaunchError(
                 f"{self.name}: {self.static_shared} bytes of static shared memory: "
                 f"CUDA allows {STATIC_SHARED_BYTES}; take the rest as dynamic shared memory"
             )
         if shared < 0 or self.static_shared + shared > SHARED_BYTES_PER_BLOCK[arch]:
-            raise EmulatorError(
+            raise LaunchError(
                 f"{self.name}: {self.static_shared} + {shared} bytes of static and dynamic shared memory: "
                 f"{arch} allows a block {SHARED_BYTES_PER_BLOCK[arch]}"
             )

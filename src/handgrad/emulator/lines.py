@@ -10,7 +10,10 @@ from pathlib import Path
 from handgrad.emulator.build import RUNTIME
 from handgrad.emulator.compiler import environment
 
-PROGRAMS = (("addr2line", "-i", "-f", "-e"), ("llvm-symbolizer", "--output-style=GNU", "-i", "-f", "-e"))
+# The project's wrappers of single accesses: the line that matters is the one that calls them.
+WRAPPERS = ("load_vector", "store_vector", "copy_async")
+
+PROGRAMS = (("addr2line",), ("llvm-symbolizer", "--output-style=GNU"))
 
 
 @functools.lru_cache(maxsize=256)
@@ -20,7 +23,9 @@ def line_of(library: Path, source: Path, offset: int) -> str:
     Code of a header that was inlined is named with the line of ``source`` that it came from, as in
     ``"common.cuh:43 (from reduce.cu:31)"``.  Frames of the emulator itself are left out.
     """
-    frames = [frame for frame in _frames(library, offset - 1) if not _is_ours(frame)]
+    frames = [
+        (file, line) for function, file, line in _frames(library, offset - 1) if not _is_ours(file, function)
+    ]
     if not frames:
         return f"{source.name}, code at 0x{offset:x} (install binutils for the line)"
     words = [f"{Path(file).name}:{line}" for file, line in frames]
@@ -28,24 +33,29 @@ def line_of(library: Path, source: Path, offset: int) -> str:
     return words[0] if outer is None or outer == words[0] else f"{words[0]} (from {outer})"
 
 
-def _frames(library: Path, address: int) -> list[tuple[str, str]]:
-    """File and line, innermost first."""
+def _frames(library: Path, address: int) -> list[tuple[str, str, str]]:
+    """Function, file and line, innermost first."""
     for program in PROGRAMS:
         if shutil.which(program[0]) is None:
             continue
-        command = [*program, str(library), hex(address)]
+        command = [*program, "-i", "-f", "-C", "-e", str(library), hex(address)]
         try:
             said = subprocess.run(
                 command, capture_output=True, text=True, timeout=60, check=True, env=environment()
             )
         except (OSError, subprocess.SubprocessError):
             continue
-        places = [line.split(" (discriminator")[0] for line in said.stdout.splitlines()[1::2]]
-        frames = [(place.rpartition(":")[0], place.rpartition(":")[2]) for place in places]
-        return [frame for frame in frames if frame[1].isdecimal() and frame[1] != "0"]
+        lines = said.stdout.splitlines()
+        frames = []
+        for function, place in zip(lines[::2], lines[1::2], strict=False):
+            file, _, line = place.split(" (discriminator")[0].rpartition(":")
+            if line.isdecimal() and line != "0":
+                frames.append((function, file, line))
+        return frames
     return []
 
 
-def _is_ours(frame: tuple[str, str]) -> bool:
-    file = Path(frame[0])
-    return file.name.startswith("(kernel expression)") or RUNTIME in file.parents
+def _is_ours(file: str, function: str) -> bool:
+    path = Path(file)
+    wraps = any(function == name or function.startswith((f"{name}<", f"{name}(")) for name in WRAPPERS)
+    return wraps or path.name.startswith("(kernel expression)") or RUNTIME in path.parents

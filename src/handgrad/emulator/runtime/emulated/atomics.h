@@ -22,7 +22,7 @@ void note_change(T before, T after, const char* name, Site site) {
 
 // *address = change(*address), as one step; returns the old value.
 template <typename T, typename Change>
-T read_modify_write(T* address, Change change, const char* name, Site site) {
+EMULATED_INLINE T read_modify_write(T* address, Change change, const char* name, Site site) {
     T before, after;
     count_atomic(address, sizeof(T), site);
     __atomic_load(address, &before, __ATOMIC_RELAXED);
@@ -38,61 +38,61 @@ T read_modify_write(T* address, Change change, const char* name, Site site) {
 #define EMULATED_SITE emulated::Site site = emulated::Site::here()
 
 template <typename T>
-T atomicAdd(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicAdd(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_integer<T> || emulated::one_of<T, float, double>,
                   "CUDA has atomicAdd for int, unsigned, unsigned long long, float and double");
     return emulated::read_modify_write(address, [=](T old) -> T { return old + value; }, "atomicAdd", site);
 }
 template <typename T>
-T atomicSub(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicSub(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::one_of<T, int, unsigned>, "CUDA has atomicSub for int and unsigned");
     return emulated::read_modify_write(address, [=](T old) -> T { return old - value; }, "atomicSub", site);
 }
 template <typename T>
-T atomicMax(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicMax(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_ordered<T>, "CUDA has atomicMax for integers of 4 and 8 bytes");
     return emulated::read_modify_write(address, [=](T old) { return old < value ? value : old; }, "atomicMax", site);
 }
 template <typename T>
-T atomicMin(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicMin(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_ordered<T>, "CUDA has atomicMin for integers of 4 and 8 bytes");
     return emulated::read_modify_write(address, [=](T old) { return value < old ? value : old; }, "atomicMin", site);
 }
 template <typename T>
-T atomicExch(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicExch(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_integer<T> || emulated::same<T, float>,
                   "CUDA has atomicExch for int, unsigned, unsigned long long and float");
     return emulated::read_modify_write(address, [=](T) { return value; }, "atomicExch", site);
 }
 template <typename T>
-T atomicCAS(T* address, emulated::undeduced<T> expected, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicCAS(T* address, emulated::undeduced<T> expected, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_integer<T> || emulated::same<T, unsigned short>,
                   "CUDA has atomicCAS for int, unsigned, unsigned long long and unsigned short");
     return emulated::read_modify_write(
         address, [=](T old) { return old == expected ? value : old; }, "atomicCAS", site);
 }
 template <typename T>
-T atomicAnd(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicAnd(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_integer<T>, "CUDA has atomicAnd for int, unsigned and unsigned long long");
     return emulated::read_modify_write(address, [=](T old) { return old & value; }, "atomicAnd", site);
 }
 template <typename T>
-T atomicOr(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicOr(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_integer<T>, "CUDA has atomicOr for int, unsigned and unsigned long long");
     return emulated::read_modify_write(address, [=](T old) { return old | value; }, "atomicOr", site);
 }
 template <typename T>
-T atomicXor(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
+EMULATED_INLINE T atomicXor(T* address, emulated::undeduced<T> value, EMULATED_SITE) {
     static_assert(emulated::atomic_integer<T>, "CUDA has atomicXor for int, unsigned and unsigned long long");
     return emulated::read_modify_write(address, [=](T old) { return old ^ value; }, "atomicXor", site);
 }
 // ((old >= limit) ? 0 : old + 1)
-inline unsigned atomicInc(unsigned* address, unsigned limit, EMULATED_SITE) {
+EMULATED_INLINE unsigned atomicInc(unsigned* address, unsigned limit, EMULATED_SITE) {
     return emulated::read_modify_write(
         address, [=](unsigned old) { return old >= limit ? 0u : old + 1u; }, "atomicInc", site);
 }
 // (((old == 0) || (old > limit)) ? limit : old - 1)
-inline unsigned atomicDec(unsigned* address, unsigned limit, EMULATED_SITE) {
+EMULATED_INLINE unsigned atomicDec(unsigned* address, unsigned limit, EMULATED_SITE) {
     return emulated::read_modify_write(
         address, [=](unsigned old) { return old == 0 || old > limit ? limit : old - 1u; }, "atomicDec", site);
 }

@@ -25,23 +25,23 @@ To reinterpret_bits(From from) {
 }  // namespace emulated
 
 template <typename T>
-T __ldg(const T* address) {
+EMULATED_INLINE T __ldg(const T* address) {
     return *address;
 }
 template <typename T>
-T __ldcg(const T* address) {
+EMULATED_INLINE T __ldcg(const T* address) {
     return *const_cast<const volatile T*>(address);
 }
 template <typename T>
-T __ldcs(const T* address) {
+EMULATED_INLINE T __ldcs(const T* address) {
     return *address;
 }
 template <typename T>
-void __stcg(T* address, emulated::undeduced<T> value) {
+EMULATED_INLINE void __stcg(T* address, emulated::undeduced<T> value) {
     *address = value;
 }
 template <typename T>
-void __stcs(T* address, emulated::undeduced<T> value) {
+EMULATED_INLINE void __stcs(T* address, emulated::undeduced<T> value) {
     *address = value;
 }
 

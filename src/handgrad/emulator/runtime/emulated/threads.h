@@ -2,6 +2,9 @@
 #pragma once
 #include "types.h"
 
+// Accesses in such a function count as those of the line that calls it.
+#define EMULATED_INLINE inline __attribute__((always_inline))
+
 #define EMULATED_API __attribute__((visibility("default")))  // defined by the runtime library
 
 namespace emulated {

@@ -101,7 +101,7 @@ void note(Address address, size_t bytes, Access kind, unsigned place) {
     if (shared < 0 && argument < 0) {
         if (memory.is_of_kernel(address)) return;  // constants
         watched->places[0] = place;
-        stop_grid(Fault::memory, "%s %s %zu bytes %s at <place 0>", running_thread().text,
+        stop_grid(Fault::memory, "%s %s %zu bytes, %s, at <place 0>", running_thread().text,
                   kind == Access::read || kind == Access::atomic_load ? "reads" : "writes", bytes,
                   memory.name_of(address, bytes).text);
     }

@@ -45,7 +45,7 @@ const Variable* variable_around(Address address) {
 [[noreturn]] void report(const char* what, size_t bytes, const char* where, const void* place) {
     watched->places[0] = address_of(place) - memory.kernel_start();
     const ThreadName thread(current->index, current->block);
-    stop_grid(Fault::memory, "%s %s %zu bytes %s at <place 0>", thread.text, what, bytes, where);
+    stop_grid(Fault::memory, "%s %s %zu bytes, %s, at <place 0>", thread.text, what, bytes, where);
 }
 
 void check(Address address, size_t bytes, bool writes, const void* place) {
@@ -57,7 +57,9 @@ void check(Address address, size_t bytes, bool writes, const void* place) {
         if (address + bytes <= variable->start + variable->bytes) return;
         char text[200];
         const size_t end = variable->start + variable->bytes;
-        if (address >= end)
+        if (address == end)
+            snprintf(text, sizeof text, "just past the end of %s (%zu bytes)", variable->name, variable->bytes);
+        else if (address > end)
             snprintf(text, sizeof text, "%zu bytes past the end of %s (%zu bytes)", address - end, variable->name,
                      variable->bytes);
         else

@@ -137,8 +137,11 @@ private:
         else if (address < range->start)
             snprintf(name.text, sizeof name.text, "%zu bytes before the start of %s (%zu bytes)", nearest, owner,
                      range->end - range->start);
-        else if (nearest > 0 || address >= range->end)
+        else if (nearest > 0)
             snprintf(name.text, sizeof name.text, "%zu bytes past the end of %s (%zu bytes)", nearest, owner,
+                     range->end - range->start);
+        else if (address >= range->end)
+            snprintf(name.text, sizeof name.text, "just past the end of %s (%zu bytes)", owner,
                      range->end - range->start);
         else
             snprintf(name.text, sizeof name.text, "across the end of %s (%zu bytes)", owner,
