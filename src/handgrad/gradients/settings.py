@@ -74,8 +74,8 @@ class Settings:
         return replace(other, **stated)
 
 
-def layout_of_weights(parameters: Mapping[str, Floats], inputs: int) -> str:
-    """ "in,out" or "out,in", whichever chains from the inputs through every W; "in,out" where both do.
+def layout_of_weights(parameters: Mapping[str, Floats], inputs: int | None) -> str:
+    """ "in,out" or "out,in", whichever chains from the inputs (None: any) through every W, the first if both.
 
     Raises ``ValueError`` where neither does.
     """
@@ -87,7 +87,7 @@ def layout_of_weights(parameters: Mapping[str, Floats], inputs: int) -> str:
         if parameters[f"W{layer}"].ndim != 2:
             raise ValueError(f"W{layer}: expected a matrix, got shape {parameters[f'W{layer}'].shape}")
     for layout, axis in (("in,out", 0), ("out,in", 1)):
-        width = inputs
+        width = parameters["W1"].shape[axis] if inputs is None else inputs
         for layer in layers:
             W = parameters[f"W{layer}"]
             if W.shape[axis] != width:
@@ -96,7 +96,8 @@ def layout_of_weights(parameters: Mapping[str, Floats], inputs: int) -> str:
         else:
             return layout
     shapes = ", ".join(f"W{layer} {parameters[f'W{layer}'].shape}" for layer in layers)
-    raise ValueError(f"parameters: expected weights that chain from X's {inputs} inputs, got {shapes}")
+    start = "" if inputs is None else f" from X's {inputs} inputs"
+    raise ValueError(f"parameters: expected weights that chain{start}, got {shapes}")
 
 
 def network(parameters: Mapping[str, Floats], layout: str, settings: Settings) -> MLP:

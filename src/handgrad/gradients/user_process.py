@@ -129,7 +129,7 @@ def _stated_layout(answer: Mapping[str, Any]) -> str:
 
 def _weights_layout(parameters: Mapping[str, Any], X: Any) -> str:
     try:
-        return layout_of_weights(parameters, int(X.shape[1]))
+        return layout_of_weights(parameters, None if X is None else int(X.shape[1]))
     except ValueError as error:
         raise WrongFile(str(error)) from error
 
@@ -148,8 +148,7 @@ def _data(module: ModuleType, answer: Mapping[str, Any]) -> tuple[Any, Any, dict
             raise WrongFile(f"X: expected a matrix (N, D), got {getattr(X, 'shape', type(X).__name__)}")
         N, D = (int(n) for n in X.shape)
     elif parameters:
-        if "W1" not in parameters:
-            raise WrongFile(f"params: expected W1, b1, W2, b2, got {', '.join(parameters)}")
+        layout = layout or _weights_layout(parameters, None)
         D = int(parameters["W1"].shape[1 if layout == "out,in" else 0])
     if y is not None:
         labels = _host(y)
