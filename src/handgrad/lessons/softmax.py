@@ -157,7 +157,7 @@ def _large_logits(lesson: Lesson) -> None:
 def _digits(lesson: Lesson, data: str | None, full: bool) -> None:
     samples = load(data or _where(full)).train
     if not full:
-        samples = samples.head(5000)
+        samples = samples.head(2000)
     published = full and len(samples) == 60_000
     X, y = samples.batch(np.arange(len(samples)))
     D, C = X.shape[1], samples.classes

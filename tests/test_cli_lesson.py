@@ -1,0 +1,54 @@
+"""``handgrad lesson``: the list, a lesson, its failure, refusals."""
+
+from pathlib import Path
+
+import pytest
+from command_line import handgrad, refused, report, succeeds
+
+from handgrad import lessons
+from handgrad.lessons import staged
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_verb_lists_the_lessons():
+    lines = succeeds("lesson").splitlines()
+    assert [line.split()[0] for line in lines] == list(lessons.LESSONS)
+    assert lessons.title("staged") in lines[3]
+    assert list(report("lesson")["lessons"]) == list(lessons.LESSONS)
+
+
+def test_the_verb_runs_a_lesson(folder):
+    text = succeeds("lesson", "sigmoid-neuron", "--out", "pictures")
+    assert "0.7310585786   0.73       =" in text
+    assert (folder / "pictures" / "single_gates.png").exists()
+    found = report("lesson", "gates")
+    assert found["passed"] is True
+    assert found["pictures"] == []
+    assert found["sections"][0]["rows"][0] == {
+        "quantity": "x y",
+        "here": -12.0,
+        "published": "-12",
+        "note": "",
+        "within": 0.0,
+        "agrees": True,
+    }
+
+
+def test_the_verb_fails_with_its_lesson(monkeypatch):
+    monkeypatch.setattr(staged, "by_hand", lambda x, y: (0.0, (1.0, 1.0)))
+    result = handgrad("lesson", "staged")
+    assert result.exit_code == 1
+    assert "FAILED: the code by hand gives the same" in result.stdout
+
+
+def test_wrong_calls_of_the_verb(monkeypatch):
+    monkeypatch.delenv("HANDGRAD_MNIST", raising=False)
+    assert "expected one of regression, gates" in refused("lesson", "backprop")
+    assert "takes no data" in refused("lesson", "gates", "--full")
+    assert "HANDGRAD_MNIST" in refused("lesson", "softmax", "--full")
+    assert "no such file" in refused("lesson", "softmax", "--data", "nothing.npz")
