@@ -78,8 +78,12 @@ def _check(out: Console, rows: Sequence[Figures]) -> None:
     from rich.markup import escape
 
     from handgrad.proof import budgets
+    from handgrad.proof.machine_code import load_nvrtc
 
     found = budgets.regressions(rows, budgets.read_snapshot())
+    taken, here = budgets.snapshot_nvrtc(), load_nvrtc().version
+    if taken != here:
+        out.print(f"the snapshot was taken with NVRTC {taken}, this is {here}: register counts may differ")
     for line in found:
         out.print(f"[red]failed[/red] {escape(line)}", soft_wrap=True)
     for (kernel, arch), reason in budgets.SPILLS_LET_PASS.items():

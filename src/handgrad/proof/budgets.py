@@ -220,6 +220,11 @@ def read_snapshot(path: Path = SNAPSHOT) -> list[Figures]:
     ]
 
 
+def snapshot_nvrtc(path: Path = SNAPSHOT) -> str:
+    """The version of NVRTC that the snapshot was taken with; register counts differ between toolchains."""
+    return str(json.loads(path.read_text(encoding="utf-8"))["nvrtc"])
+
+
 def write_snapshot(figures: Iterable[Figures], path: Path = SNAPSHOT) -> None:
     """Write the snapshot, a line for every kernel and architecture, so that a change shows as one."""
     kernels: dict[str, list[str]] = {}

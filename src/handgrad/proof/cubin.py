@@ -24,7 +24,7 @@ class Section:
 
 
 def code_of(cubin: bytes) -> dict[str, bytes]:
-    """The machine code of each kernel by mangled name, its subroutines included; constants stand elsewhere."""
+    """The machine code of each kernel by mangled name, with its subroutines; constants stand elsewhere."""
     return {section.name[len(CODE) :]: section.data for section in sections(cubin, CODE)}
 
 
