@@ -264,3 +264,22 @@ def test_intermediates_with_samples_in_columns() -> None:
     found = diagnose({name: right[name] for name in PARAMETERS}, net_of(n), n.X, n.y, intermediates=columns)
     assert found.correct
     assert any("samples in columns" in note for note in found.notes)
+
+
+def test_any_slope_at_a_kink_is_right() -> None:
+    """relu'(0) = 1 or ½, and a hinge margin of exactly 0 counted as violated, are subgradients too."""
+    random = np.random.default_rng(0)
+    n = draw(random, loss="mse", activation="relu", output="identity")
+    n = replace(n, **{name: np.round(2 * getattr(n, name)) for name in ("X", "W1", "b1", "W2", "b2")})
+    assert (n.Z1 == 0).any()
+    for slope in (1.0, 0.5):
+        n.df1 = np.where(n.Z1 == 0, slope, n.Z1 > 0)
+        assert np.any(backward(n)["b1"] != net_of(n).loss_and_grad(n.X, n.y)[1]["b1"])
+        assert_right(n, {name: backward(n)[name] for name in PARAMETERS})
+
+    n = draw(random, loss="hinge", activation="relu")
+    n = replace(n, **{name: np.round(2 * getattr(n, name)) for name in ("X", "W1", "b1", "W2", "b2")})
+    margins = n.Z2 - n.Z2[np.arange(n.N), n.y][:, None] + 1
+    assert ((margins == 0) & (n.I == 0)).any()
+    n.Z2 = n.Z2 + 1e-9 * (1 - n.I)  # now a margin of 0 is violated
+    assert_right(n, {name: backward(n)[name] for name in PARAMETERS})
