@@ -205,7 +205,7 @@ def test_exceptions_are_explained(n: Network, function: str, id: str, source: st
     assert not found.correct
     assert ids(found) == [id]
     assert source in found.causes[0].explanation
-    assert "test_diagnose.py" in found.causes[0].explanation
+    assert "test_diagnose_stages.py" in found.causes[0].explanation
     json.dumps(found.to_dict(), allow_nan=False)
 
 
