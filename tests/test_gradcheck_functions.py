@@ -259,6 +259,10 @@ def test_a_function_must_be_deterministic_and_leave_its_inputs_alone():
     with pytest.raises(ValueError, match="changed its input w in place"):
         gradcheck(writes, random(3), gradient=np.ones_like)
 
+    w = random(3)
+    w.flags.writeable = False  # the check moves copies
+    assert gradcheck(lambda w: np.sum(w**3), w, gradient=lambda w: 3 * w**2, method="central")
+
 
 def test_the_network_and_the_data_are_left_as_they_were():
     for dtype in ("float32", "float64"):

@@ -188,7 +188,7 @@ def _draw_shades(axes: Any, values: Any, extent: tuple[float, float, float, floa
 
 
 def _greatest(values: Any) -> str:
-    return f"≤ {np.abs(values).max():.2g}"
+    return f"≤ {number3(float(np.abs(values).max()))}"
 
 
 # ---- weights and loss ------------------------------------------------------------------------------------
