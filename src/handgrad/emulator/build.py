@@ -22,7 +22,7 @@ from pathlib import Path
 from handgrad.emulator.compiler import Compiler, cache_directory, environment, find_compiler, processor
 from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.settings import current_settings
-from handgrad.emulator.source import launch_bound
+from handgrad.emulator.source import launch_bound, with_dynamic_shared
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 HEADERS = ("*.cuh", "*.h", "*.hpp", "*.inc")
@@ -51,6 +51,8 @@ COMPILER_FLAGS = {
 
 
 PLAIN_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-ffunction-sections", "-fdata-sections")
+# ThreadSanitizer's pass skips masked accesses and those of more than 16 bytes, which clang's vectorizer makes.
+SCALAR_CLANG = ("-fno-sanitize=undefined", "-fno-vectorize", "-fno-slp-vectorize")
 WATCHED_FLAGS = (
     "-O1",
     "-g1",
@@ -88,8 +90,8 @@ MODES = {
         runtime_sources=("scheduler.cpp", "watch/counters.cpp"),
         gcc_flags=("-fno-tree-sra",),  # which would split the copy of a structure into its fields
         clang_flags=(
-            *("-fno-sanitize=undefined", "-mllvm", "-tsan-instrument-read-before-write=1"),
-            *("-fno-vectorize", "-fno-slp-vectorize"),  # masked vector accesses are not instrumented
+            *SCALAR_CLANG,
+            *("-mllvm", "-tsan-instrument-read-before-write=1"),
         ),
     ),
     # The same for AddressSanitizer and UndefinedBehaviorSanitizer: every check is a call of watch/memory.cpp.
@@ -103,7 +105,8 @@ MODES = {
             *("--param", "asan-stack=0", "--param", "asan-globals=1"),
         ),
         clang_flags=(
-            *("-fno-sanitize=undefined", "-Xclang", "-fsanitize=kernel-address"),
+            *SCALAR_CLANG,
+            *("-Xclang", "-fsanitize=kernel-address"),
             *("-Xclang", "-fsanitize=alignment,array-bounds,integer-divide-by-zero"),
             *("-mllvm", "-asan-instrumentation-with-call-threshold=0", "-mllvm", "-asan-stack=0"),
         ),
@@ -116,7 +119,8 @@ MODES = {
         runtime_sources=("scheduler.cpp", "watch/accesses.cpp"),
         gcc_flags=("--param", "tsan-distinguish-volatile=1"),
         clang_flags=(
-            *("-fno-sanitize=undefined", "-mllvm", "-tsan-distinguish-volatile=1"),
+            *SCALAR_CLANG,
+            *("-mllvm", "-tsan-distinguish-volatile=1"),
             *("-mllvm", "-tsan-instrument-read-before-write=1"),
         ),
     ),
@@ -328,7 +332,11 @@ def translation_unit(source: Path, expressions: Sequence[str], unnamed: bool = F
             f'#line 1 "(kernel expression)"\n'
             f"EMULATED_EXPORT_KERNEL({symbol_of(expression)}, ({bound}), {expression})"
         )
-    inclusion = [f'#include "{source.name}"', *declarations]
+    own = with_dynamic_shared(text)
+    if own == text:
+        inclusion = [f'#include "{source.name}"', *declarations]
+    else:
+        inclusion = [f'#line 1 "{source}"', own, *declarations]
     if unnamed:  # library headers first: inside, their guards leave nothing of them
         libraries = library_headers(source_files(source))
         inclusion = [

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 
 _COMMENT_OR_STRING = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
+_DYNAMIC_SHARED = re.compile(
+    r"\bextern\s+__shared__\s+(?:(?:__align__|alignas)\s*\([^()]*\)\s*)?"
+    r"([\w:<>, ]*[\w>])\s+(\w+)\s*\[\s*\]\s*;"
+)
 _BOUNDS = re.compile(r"\s*(?:void\s+)?__launch_bounds__\s*\(")
 _NAME = re.compile(r"\s*(?:void\s+)?(\w+)\s*\(")
 _SIMPLE_EXPRESSION = re.compile(r"\s*(\w+)\s*(<.*>)?\s*", re.DOTALL)
@@ -13,6 +17,23 @@ _SIMPLE_EXPRESSION = re.compile(r"\s*(\w+)\s*(<.*>)?\s*", re.DOTALL)
 def without_comments(text: str) -> str:
     """``text`` with comments blanked; strings stay."""
     return _COMMENT_OR_STRING.sub(lambda found: " " if found[0][0] == "/" else found[0], text)
+
+
+def with_dynamic_shared(text: str) -> str:
+    """``text`` with ``extern __shared__ T name[];`` inside functions as the emulator has it: ``T* name = ...``.
+
+    The lines stay where they are.  Declarations outside of functions stay as they are, too.
+    """
+    blanked = _COMMENT_OR_STRING.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+    parts, end = [], 0
+    for found in _DYNAMIC_SHARED.finditer(blanked):
+        before = blanked[: found.start()]
+        if before.count("{") <= before.count("}"):
+            continue
+        parts += [text[end : found.start()], f"DYN_SHARED({found[1]}, {found[2]});"]
+        parts.append("\n" * found[0].count("\n"))
+        end = found.end()
+    return "".join([*parts, text[end:]])
 
 
 def launch_bound(text: str, expression: str) -> tuple[str, str]:

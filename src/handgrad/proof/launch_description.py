@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from handgrad.emulator import watched
 
 DTYPES = (
-    *("float16", "float32", "float64", "bool"),
+    *("float32", "float64", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 FILLS = ("zeros", "ones", "arange", "normal", "uniform", "integers", "output", "scratch")

@@ -50,17 +50,22 @@ EMULATED_BINARY(copysign) EMULATED_BINARY(fmin) EMULATED_BINARY(fmax) EMULATED_B
 
 extern "C" float fmaf(float, float, float) noexcept;
 extern "C" double fma(double, double, double) noexcept;
-inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+template <typename A, typename B, typename C>
+inline emulated::common_real<emulated::common_real<A, B>, C> fma(A a, B b, C c) {
+    if constexpr (emulated::same<emulated::common_real<emulated::common_real<A, B>, C>, float>)
+        return __builtin_fmaf(a, b, c);
+    else return __builtin_fma(static_cast<double>(a), static_cast<double>(b), static_cast<double>(c));
+}
 
 extern "C" float ldexpf(float, int) noexcept;
 extern "C" double ldexp(double, int) noexcept;
 
-inline float rsqrtf(float x) { return 1.0f / __builtin_sqrtf(x); }
+extern "C" inline float rsqrtf(float x) noexcept { return 1.0f / __builtin_sqrtf(x); }
 template <typename T>
 inline emulated::real<T> rsqrt(T x) {
     return emulated::real<T>(1) / sqrt(static_cast<emulated::real<T>>(x));
 }
-inline float exp10f(float x) { return __builtin_powf(10.0f, x); }
+extern "C" inline float exp10f(float x) noexcept { return __builtin_powf(10.0f, x); }
 
 template <typename T>
 inline T abs(T x) {
@@ -102,27 +107,14 @@ inline bool signbit(T x) {
     return __builtin_signbit(x);
 }
 
-// Some C libraries declare these names for themselves: hence the macros.
-namespace emulated {
-inline float fast_expf(float x) { return __builtin_expf(x); }
-inline float fast_exp10f(float x) { return __builtin_powf(10.0f, x); }
-inline float fast_logf(float x) { return __builtin_logf(x); }
-inline float fast_log2f(float x) { return __builtin_log2f(x); }
-inline float fast_log10f(float x) { return __builtin_log10f(x); }
-inline float fast_powf(float x, float y) { return __builtin_powf(x, y); }
-inline float fast_sinf(float x) { return __builtin_sinf(x); }
-inline float fast_cosf(float x) { return __builtin_cosf(x); }
-inline float fast_tanf(float x) { return __builtin_tanf(x); }
-}  // namespace emulated
-#define __expf emulated::fast_expf
-#define __exp10f emulated::fast_exp10f
-#define __logf emulated::fast_logf
-#define __log2f emulated::fast_log2f
-#define __log10f emulated::fast_log10f
-#define __powf emulated::fast_powf
-#define __sinf emulated::fast_sinf
-#define __cosf emulated::fast_cosf
-#define __tanf emulated::fast_tanf
+// Some C libraries declare these names for themselves, so these are declarations, too, bound to the accurate
+// functions.
+#define EMULATED_FAST(name, accurate) extern "C" float name(float) noexcept __asm__(accurate);
+EMULATED_FAST(__expf, "expf") EMULATED_FAST(__exp10f, "exp10f")
+EMULATED_FAST(__logf, "logf") EMULATED_FAST(__log2f, "log2f") EMULATED_FAST(__log10f, "log10f")
+EMULATED_FAST(__sinf, "sinf") EMULATED_FAST(__cosf, "cosf") EMULATED_FAST(__tanf, "tanf")
+#undef EMULATED_FAST
+extern "C" float __powf(float, float) noexcept __asm__("powf");
 
 // The _rn functions are never contracted into a fused multiply-add: the empty statement hides the value.
 namespace emulated {
