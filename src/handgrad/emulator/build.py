@@ -51,7 +51,7 @@ COMPILER_FLAGS = {
 
 
 PLAIN_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-ffunction-sections", "-fdata-sections")
-# ThreadSanitizer's pass skips masked accesses and those of more than 16 bytes, which clang's vectorizer makes.
+# ThreadSanitizer skips masked accesses and those of more than 16 bytes, which clang's vectorizer makes.
 SCALAR_CLANG = ("-fno-sanitize=undefined", "-fno-vectorize", "-fno-slp-vectorize")
 WATCHED_FLAGS = (
     "-O1",

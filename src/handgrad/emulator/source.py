@@ -20,7 +20,7 @@ def without_comments(text: str) -> str:
 
 
 def with_dynamic_shared(text: str) -> str:
-    """``text`` with ``extern __shared__ T name[];`` inside functions as the emulator has it: ``T* name = ...``.
+    """``text`` with ``extern __shared__ T name[];`` in functions as the emulator has it: ``T* name = ...``.
 
     The lines stay where they are.  Declarations outside of functions stay as they are, too.
     """
