@@ -22,7 +22,7 @@ def launches(kind: str) -> list[LaunchDescription]:
 
 
 def is_fault(expression: str) -> bool:
-    """``name<true>``, or ``name<N>`` with N > 0; the twins are ``<false>``, ``<0>``, and what is no template."""
+    """``name<true>``, or ``name<N>`` with N > 0; twins are ``<false>``, ``<0>``, and what is no template."""
     return not expression.endswith(("<false>", "<0>")) and "<" in expression
 
 
