@@ -19,7 +19,7 @@ from handgrad.datasets import DataError
 from handgrad.ops import activation, loss
 from handgrad.training import SCHEDULES
 
-VERBS = ("train", "evaluate", "predict", "bench", "doctor", "kernels")
+VERBS = ("train", "evaluate", "predict", "bench", "diagnose", "explain", "lesson", "doctor", "kernels")
 
 
 def test_help_names_every_verb_and_the_exit_codes():
@@ -29,7 +29,7 @@ def test_help_names_every_verb_and_the_exit_codes():
     assert "130 interrupted" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "kernels check"])
+@pytest.mark.parametrize("verb", [*VERBS, "kernels check", "kernels sanitize", "kernels sass"])
 def test_every_verb_has_help(verb):
     assert succeeds(*verb.split(), "--help").startswith(f"Usage: handgrad {verb} ")
 

@@ -201,7 +201,7 @@ def test_override_that_is_no_compiler(override: str, monkeypatch: pytest.MonkeyP
         ("ORDER", "up", "environment variable HANDGRAD_EMULATOR_ORDER: order: expected one of forward"),
         ("SEED", "x", "environment variable HANDGRAD_EMULATOR_SEED: seed: expected an integer"),
         ("SEED", "7", "Settings(arch='sm_80', order='forward', seed=7, copies='late')"),
-        ("ORDER", "lifo", "Settings(arch='sm_80', order='lifo', seed=0)"),
+        ("ORDER", "lifo", "Settings(arch='sm_80', order='lifo', seed=0, copies='late')"),
     ],
 )
 def test_settings_from_the_environment(name: str, value: str, message: str) -> None:

@@ -22,7 +22,7 @@ matplotlib = pytest.importorskip("matplotlib")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were written, kept to be looked at."""
     figures: list[Any] = []
-    write = plots._figure
+    write = plots.figure_at
 
     @contextmanager
     def keep(inches, path):
@@ -30,7 +30,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             yield figure
         figures.append(figure)
 
-    monkeypatch.setattr(plots, "_figure", keep)
+    monkeypatch.setattr(plots, "figure_at", keep)
     return figures
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from handgrad.circuits import Wire, flows, wires
-from handgrad.plots import _figure as figure_at
+from handgrad.plots import figure_at
 
 VALUE, GRADIENT = "#1a7f37", "#c62828"
 LINE, GATE = "#9a9a9a", "#eef1f6"

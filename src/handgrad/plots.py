@@ -69,7 +69,7 @@ def curves(
                 lines[name] = (values, colour)
         if lines or figure_of == "loss":
             panels.append((title, lines))
-    with _figure((4.6 * len(panels) + 0.6, 3.5), path) as figure:
+    with figure_at((4.6 * len(panels) + 0.6, 3.5), path) as figure:
         for axes, (title, lines) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
@@ -200,7 +200,7 @@ def confusion_matrix(counts: ArrayLike, path: str | Path, labels: Sequence[str] 
     right = np.eye(size, dtype=bool)
     worst = float(np.where(right, 0.0, shares).max()) or 1.0
     side = 1.9 + 0.46 * min(max(size, 5), 14)
-    with _figure((side + 0.9, side + 0.3), path) as figure:
+    with figure_at((side + 0.9, side + 0.3), path) as figure:
         from matplotlib import colormaps
         from matplotlib.ticker import MaxNLocator
 
@@ -279,7 +279,7 @@ def throughput(
     if not all(0 < median < math.inf for median in medians):
         raise ValueError("results: expected samples_per_second above 0 and finite; leave failed runs out")
     lines = len(results) + 1.15 * len(groups)
-    with _figure((7.4, 0.9 + 0.34 * lines + (0.35 if title else 0.0)), path) as figure:
+    with figure_at((7.4, 0.9 + 0.34 * lines + (0.35 if title else 0.0)), path) as figure:
         axes = figure.subplots()
         logarithmic = max(medians) / min(medians) > LOGARITHMIC_FROM
         if logarithmic:
@@ -363,7 +363,7 @@ def in_thousands(value: float) -> str:
 
 
 @contextmanager
-def _figure(inches: tuple[float, float], path: str | Path) -> Iterator[Any]:
+def figure_at(inches: tuple[float, float], path: str | Path) -> Iterator[Any]:
     """A figure in the house style, written to ``path`` as PNG when the block ends; pyplot is not involved."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg

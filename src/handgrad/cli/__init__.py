@@ -12,7 +12,7 @@ from handgrad.cli.errors import CommandGroup
 app = typer.Typer(
     name="handgrad",
     cls=CommandGroup,
-    help="Hand-written backpropagation: train a network, compare CPU and GPU, check the kernels.",
+    help="Hand-written backpropagation: train, compare CPU and GPU, check kernels, find mistakes.",
     epilog="Exit codes: 0 done, 1 a check failed or the run did, 2 a wrong call, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

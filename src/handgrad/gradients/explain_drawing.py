@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.circuit_drawing import GRADIENT, VALUE, number
-from handgrad.plots import _figure as figure_at
+from handgrad.plots import figure_at
 
 if TYPE_CHECKING:
     from handgrad.gradients.explain import Explanation, Layer

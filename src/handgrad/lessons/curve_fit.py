@@ -177,7 +177,7 @@ BLUE, ORANGE, GREEN, PINK = "#4c72b0", "#d98200", "#2a9d6f", "#b0457b"
 
 def draw_curves(steps: list[tuple[float, float, float]], path: Path) -> None:
     """The curves of the units and their sum as b3 rises; the SSR over b3 with the steps and their slopes."""
-    from handgrad.plots import _figure as figure_at
+    from handgrad.plots import figure_at
 
     x = np.linspace(0, 1, 101)[:, None]
     _, gradients = network().loss_and_grad(x, np.zeros_like(x), intermediates=True)
@@ -242,7 +242,7 @@ def draw_curves(steps: list[tuple[float, float, float]], path: Path) -> None:
 
 def draw_starts(trained: list[MLP], path: Path) -> None:
     """The curves that random starts lead to."""
-    from handgrad.plots import _figure as figure_at
+    from handgrad.plots import figure_at
     from handgrad.plots import spread
 
     x = np.linspace(-0.2, 1.2, 281)[:, None]

@@ -167,7 +167,7 @@ def deep_network(function: str, factor: float) -> tuple[MLP, Floats, Any]:
 
 
 def _draw(curves: dict[str, list[float]], path: Path) -> None:
-    from handgrad.plots import _figure as figure_at
+    from handgrad.plots import figure_at
 
     with figure_at((6.4, 3.8), path) as figure:
         axes = figure.subplots()

@@ -234,7 +234,7 @@ def _extremes(attempt: Attempt, X: Floats, y: Floats, p: Parameters) -> str:
 
 def draw(X: Floats, y: Floats, p: Parameters, path: Path) -> None:
     """What each attempt gives for one hidden unit, as an image of its 784 inputs."""
-    from handgrad.plots import _figure as figure_at
+    from handgrad.plots import figure_at
 
     right = final_version(X, y, p)["W1"]
     alive = (X @ p["W1"] + p["b1"] > 0).mean(axis=0)

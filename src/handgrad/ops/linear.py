@@ -298,7 +298,7 @@ def _instances(make: str) -> tuple[str, ...]:
         wide = 16 // dtype.itemsize
         for tile in TILES:
             along_h = wide if tile.BN % wide == 0 else 1
-            for v, vh in ((wide, along_h), (1, along_h), (1, 1)):
+            for v, vh in ((wide, along_h), (wide, 1), (1, along_h), (1, 1)):
                 found.append(_expression(make, tile, "relu", dtype, v, vh))
         found += [_expression(make, MEDIUM, name, dtype, wide, wide) for name in activation_op.NAMES]
     return tuple(dict.fromkeys(found))
