@@ -24,6 +24,9 @@ __device__ __forceinline__ void wait_copies() {
   emulated::wait_copies(N);
 }
 
+// Waits until every copy of this thread has landed, committed or not.
+__device__ __forceinline__ void wait_all_copies() { emulated::wait_all_copies(); }
+
 #else
 
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int valid = COPY_BYTES) {
@@ -52,6 +55,12 @@ __device__ __forceinline__ void wait_copies() {
   static_assert(N >= 0, "a number of groups");
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_all_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 

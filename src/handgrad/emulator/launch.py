@@ -253,7 +253,8 @@ class CompiledKernel:
             self._check_block(launch.block, shared, chosen.arch)
             launch.dynamic_shared = shared
             launch.order = ORDERS.index(chosen.order)
-            launch.landing = LANDINGS.index(chosen.copies)
+            # sm_75 has no asynchronous copies: intrinsics.cuh copies at once
+            launch.landing = LANDINGS.index("early" if chosen.arch == "sm_75" else chosen.copies)
             launch.seed = chosen.seed
             self._pack(self._values, 0, *values)
             self._run(launch)

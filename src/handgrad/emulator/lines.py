@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,6 +32,31 @@ def line_of(library: Path, source: Path, offset: int) -> str:
     words = [f"{Path(file).name}:{line}" for file, line in frames]
     outer = next((word for word in words if word.rsplit(":", 1)[0] == source.name), None)
     return words[0] if outer is None or outer == words[0] else f"{words[0]} (from {outer})"
+
+
+_OFFSET = re.compile(r"static shared memory at byte (\d+)")
+
+
+def with_shared_names(library: Path, message: str) -> str:
+    """``message``, in which offsets in static shared memory become variables: ``s at byte 124 of 256``."""
+    return _OFFSET.sub(lambda found: _shared_name(library, int(found[1])) or found[0], message)
+
+
+@functools.lru_cache(maxsize=256)
+def _shared_name(library: Path, offset: int) -> str:
+    """The variable at ``offset`` of the thread-local segment, which holds a kernel's shared memory."""
+    if shutil.which("readelf") is None:
+        return ""
+    command = ["readelf", "-sW", "-C", str(library)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    for line in said.stdout.splitlines():
+        words = line.split(None, 7)
+        if len(words) == 8 and words[3] == "TLS" and words[6].isdecimal():
+            start, size = int(words[1], 16), int(words[2], 0)
+            if start <= offset < start + size:
+                name = words[7].split("::")[-1]
+                return f"{name} (shared, byte {offset - start} of {size})"
+    return ""
 
 
 def _frames(library: Path, address: int) -> list[tuple[str, str, str]]:

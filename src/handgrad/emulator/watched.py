@@ -22,7 +22,7 @@ from handgrad.emulator.array import ALIGNMENT, EmulatedArray
 from handgrad.emulator.build import build
 from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.launch import UNWRITTEN, CompiledKernel, launch_through
-from handgrad.emulator.lines import line_of
+from handgrad.emulator.lines import line_of, with_shared_names
 from handgrad.emulator.settings import current_settings
 from handgrad.emulator.source import parameter_names
 
@@ -200,6 +200,7 @@ class WatchedKernel(CompiledKernel):
             mark = f"<place {number}>"
             if mark in text:
                 text = text.replace(mark, line_of(self._path, self._source, int(self._launch.places[number])))
+        text = with_shared_names(self._path, text)
         return EmulatorError(text, "initialisation" if not self._launch.failed else error.fault)
 
 

@@ -408,12 +408,12 @@ void commit_copies() {
 }
 
 void wait_copies(int newest) {
-    watch_wait(newest, __builtin_return_address(0));
+    watch_wait(newest);
     copies[current->linear].wait(newest, [](const Copy& copy) { copy.land(); });
 }
 
 void wait_all_copies() {
-    watch_wait(-1, __builtin_return_address(0));
+    watch_wait(-1);
     copies[current->linear].wait_all([](const Copy& copy) { copy.land(); });
 }
 

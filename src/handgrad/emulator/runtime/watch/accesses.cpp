@@ -168,7 +168,7 @@ void watch_copy(const Copy& copy, const void* place) {
         shared_contents[shared].set(address_of(copy.target), copy.bytes, Written::by_copy_under_way);
 }
 void watch_commit() { copies_under_way[current->linear].commit(); }
-void watch_wait(int newest, const void*) {
+void watch_wait(int newest) {
     // A copy is a write at any time until the wait: at its end it counts once more.
     const auto landed = [](const Copy& copy) { note(copy.target, copy.bytes, Access::write, copy.source); };
     CopiesUnderWay& mine = copies_under_way[current->linear];

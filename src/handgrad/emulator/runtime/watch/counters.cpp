@@ -282,7 +282,7 @@ void watch_copy(const Copy& copy, const void* code) {
     note_pieces(code, Direction::store, copy.target, copy.bytes);
 }
 void watch_commit() {}
-void watch_wait(int, const void*) {}
+void watch_wait(int) {}
 
 void watch_end() {
     distinct.clear();

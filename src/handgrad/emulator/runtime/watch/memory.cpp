@@ -91,7 +91,7 @@ void watch_copy(const Copy& copy, const void* place) {
     check(address_of(copy.target), copy.bytes, true, place);
 }
 void watch_commit() {}
-void watch_wait(int, const void*) {}
+void watch_wait(int) {}
 void watch_end() { watched = nullptr; }
 
 }  // namespace emulated

@@ -17,7 +17,7 @@ void watch_warp_barrier(const int* threads, int count);
 void watch_collective(unsigned warp, bool whole, const char* name);  // `whole`: of all lanes that are left
 void watch_copy(const Copy& copy, const void* place);
 void watch_commit();
-void watch_wait(int newest, const void* place);  // -1: for all copies
+void watch_wait(int newest);  // -1: for all copies
 void watch_end();
 #else
 inline void watch_grid(Launch&, void (*)(void*)) {}
@@ -28,7 +28,7 @@ inline void watch_warp_barrier(const int*, int) {}
 inline void watch_collective(unsigned, bool, const char*) {}
 inline void watch_copy(const Copy&, const void*) {}
 inline void watch_commit() {}
-inline void watch_wait(int, const void*) {}
+inline void watch_wait(int) {}
 inline void watch_end() {}
 #endif
 
