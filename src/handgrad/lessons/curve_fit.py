@@ -242,8 +242,7 @@ def draw_curves(steps: list[tuple[float, float, float]], path: Path) -> None:
 
 def draw_starts(trained: list[MLP], path: Path) -> None:
     """The curves that random starts lead to."""
-    from handgrad.plots import figure_at
-    from handgrad.plots import spread
+    from handgrad.plots import figure_at, spread
 
     x = np.linspace(-0.2, 1.2, 281)[:, None]
     with figure_at((5.6, 3.8), path) as figure:
