@@ -1,7 +1,12 @@
-"""What every test may ask for: a stand-in for CuPy, and a clean state of the device announcement."""
+"""What every test may ask for: a stand-in for CuPy, and a clean state of the device announcement.
+
+Ctrl-C is also put in order: a shell's background job starts with the signal ignored, which programs under test
+would inherit.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -9,6 +14,9 @@ import pytest
 from stand_in_cupy import StandInCupy
 
 from handgrad import arrays, kernel
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
