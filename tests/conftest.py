@@ -1,7 +1,7 @@
 """What every test may ask for: a stand-in for CuPy, and a clean state of the device announcement.
 
-Ctrl-C is also put in order: a shell's background job starts with the signal ignored, which programs under test
-would inherit.
+Ctrl-C is also put in order: a shell's background job starts with the signal ignored, which programs under
+test would inherit.
 """
 
 from __future__ import annotations
