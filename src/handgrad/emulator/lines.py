@@ -12,7 +12,7 @@ from handgrad.emulator.build import RUNTIME
 from handgrad.emulator.compiler import environment
 
 # The project's wrappers of single accesses: the line that matters is the one that calls them.
-WRAPPERS = ("load_vector", "store_vector", "copy_async")
+WRAPPERS = re.compile(r"\b(load_vector|store_vector|copy_async|operator\[\])\s*(<|\(|$)")
 
 PROGRAMS = (("addr2line",), ("llvm-symbolizer", "--output-style=GNU"))
 
@@ -83,5 +83,5 @@ def _frames(library: Path, address: int) -> list[tuple[str, str, str]]:
 
 def _is_ours(file: str, function: str) -> bool:
     path = Path(file)
-    wraps = any(function == name or function.startswith((f"{name}<", f"{name}(")) for name in WRAPPERS)
+    wraps = WRAPPERS.search(function) is not None
     return wraps or path.name.startswith("(kernel expression)") or RUNTIME in path.parents
