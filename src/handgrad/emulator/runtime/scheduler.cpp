@@ -15,6 +15,7 @@
 #include "emulated/warp.h"
 
 #include "asynchronous_copies.h"
+#include "block_order.h"
 #include "context.h"
 #include "faults.h"
 #include "ready_queue.h"
@@ -223,32 +224,6 @@ void number_threads(dim3 block) {
             }
 }
 
-// The order in which the blocks of a grid run.
-class BlockOrder {
-public:
-    BlockOrder(Order order, unsigned count) : order_(order), count_(count) {
-        if (order != Order::random) return;
-        shuffled_ = static_cast<unsigned*>(malloc(count * sizeof(unsigned)));
-        if (!shuffled_) return;
-        for (unsigned i = 0; i < count; ++i) {
-            const unsigned place = random_numbers.below(i + 1);
-            shuffled_[i] = shuffled_[place];
-            shuffled_[place] = i;
-        }
-    }
-    ~BlockOrder() { free(shuffled_); }
-    bool has_memory() const { return order_ != Order::random || shuffled_; }
-    unsigned operator[](unsigned i) const {
-        if (order_ == Order::random) return shuffled_[i];
-        return order_ == Order::forward ? i : count_ - 1 - i;
-    }
-
-private:
-    Order order_;
-    unsigned count_;
-    unsigned* shuffled_ = nullptr;
-};
-
 }  // namespace
 
 void stop_grid(Fault fault, const char* format, ...) {
@@ -434,7 +409,7 @@ void run_grid(Launch& launch, void (*kernel_body)(void*), void* argument) {
         record(Fault::other, "a grid of %llu blocks: the emulator runs up to %u", blocks, 0xffffffffu);
         return;
     }
-    const BlockOrder order(static_cast<Order>(launch.order), static_cast<unsigned>(blocks));
+    const BlockOrder order(static_cast<Order>(launch.order), static_cast<unsigned>(blocks), random_numbers);
     void* static_shared = static_shared_memory(launch.static_shared);
     void* dynamic_shared = nullptr;
     if (launch.dynamic_shared) dynamic_shared = aligned_alloc(1024, (launch.dynamic_shared + 1023) / 1024 * 1024);

@@ -40,18 +40,18 @@ ThreadName thread_of(const Moment& moment) {
 }
 
 const char* remedy(const Moment& before, Access kind, const char* did) {
-    const bool atomic = kind >= Access::atomic_load || strstr(did, "atomically");
+    const bool atomic = kind >= Access::atomic_load || strchr(did, '(') || strstr(did, "atomically");
     if (before.block != clocks.block())
-        return atomic ? "one access is atomic and the other is not"
+        return atomic ? "one access is atomic or volatile, the other is not, and no fences order the two blocks"
                       : "nothing orders the two blocks: it takes a __threadfence on both sides of an atomic";
-    if (atomic) return "one access is atomic and the other is not, with no barrier between them";
+    if (atomic) return "one access is atomic or volatile, the other is not, and no barrier lies between";
     if (static_cast<unsigned>(before.thread) / 32 == current->warp)
         return "no __syncwarp or __syncthreads lies between";
     return "no __syncthreads lies between";
 }
 
 void check_race(Shadow& shadow, Address address, size_t bytes, Access kind, unsigned place) {
-    static const char* const does[] = {"reads", "writes", "reads atomically", "writes atomically",
+    static const char* const does[] = {"reads", "writes", "reads (volatile)", "writes (volatile)",
                                        "updates atomically"};
     const int thread = static_cast<int>(current->linear);
     const Mark mark = {{clocks.block(), thread, clocks.now(thread)}, place, 0, false};

@@ -59,7 +59,7 @@ public:
                 if (atomic.sequence > known && clocks.knows(thread, atomic.moment)) known = atomic.sequence;
             for (const Mark& atomic : more_->atomics)
                 if (atomic.sequence > known && !(kind == Access::read && atomic.loads))
-                    return {&atomic, atomic.loads ? "read atomically" : "updated atomically"};
+                    return {&atomic, atomic.loads ? "read (volatile)" : "updated atomically"};
         }
         if (is_atomic) remember_atomic(kind, mark);
         else if (kind == Access::write) remember_write(mark);
