@@ -22,6 +22,9 @@ WARN_ON_SPILLS = "--ptxas-options=--warn-on-spills"
 # Bytes that a thread may spill, stored and loaded: ptxas takes a few for a step of occupancy.  float64 may
 # spill more: it is there for checking.
 MOST_SPILLED, MOST_SPILLED_FLOAT64 = 16, 64
+LET_PASS = {  # two registers, for four blocks on a multiprocessor instead of three
+    ("linear_backward_weight<float, Tile<128, 32, 16, 4, 4>, 1, 4>", "sm_120"): 24,
+}
 ALLOW_UNREFERENCED = "--diag-suppress=177"  # constants that only the other kernels of a file use
 
 # The naive twins ship nothing, so the catalogue does not list them; they have to compile all the same.
@@ -61,7 +64,7 @@ def compile_cleanly(file: str, expressions: set[str], arch: str, *options: str) 
         expression: used[name]
         for expression, name in compiled.names.items()
         if used[name].spill_stores + used[name].spill_loads
-        > (MOST_SPILLED_FLOAT64 if "double" in expression else MOST_SPILLED)
+        > LET_PASS.get((expression, arch), MOST_SPILLED_FLOAT64 if "double" in expression else MOST_SPILLED)
     }
     assert not spilling
 
