@@ -34,7 +34,7 @@ struct BiasActivation {
 };
 
 template <class T, class TILE, class F, int VD, int VH>
-__global__ void __launch_bounds__(TILE::THREADS)
+__global__ void __launch_bounds__(TILE::THREADS, sizeof(T) == 4 ? TILE::FLOAT_BLOCKS : TILE::DOUBLE_BLOCKS)
     linear_forward(const T* __restrict__ x, const T* __restrict__ W, const T* __restrict__ b, T* __restrict__ y,
                    int N, int D, int H) {
   const int n0 = blockIdx.x * TILE::BM, h0 = blockIdx.y * TILE::BN;
@@ -63,7 +63,7 @@ struct ActivationDerivative {
 };
 
 template <class T, class TILE, class F, int VC, int VH>
-__global__ void __launch_bounds__(TILE::THREADS)
+__global__ void __launch_bounds__(TILE::THREADS, sizeof(T) == 4 ? TILE::FLOAT_BLOCKS : TILE::DOUBLE_BLOCKS)
     linear_backward_input(const T* __restrict__ dZ, const T* __restrict__ W, const T* __restrict__ A,
                           T* __restrict__ dZ1, int N, int C, int H) {
   const int n0 = blockIdx.x * TILE::BM, h0 = blockIdx.y * TILE::BN;
@@ -84,7 +84,7 @@ struct Plain {
 
 // Partition blockIdx.z writes its partial dW and db `stride` elements after those of the partition before.
 template <class T, class TILE, int VD, int VH>
-__global__ void __launch_bounds__(TILE::THREADS)
+__global__ void __launch_bounds__(TILE::THREADS, sizeof(T) == 4 ? TILE::FLOAT_BLOCKS : TILE::DOUBLE_BLOCKS)
     linear_backward_weight(const T* __restrict__ x, const T* __restrict__ dZ, T* __restrict__ dW,
                            T* __restrict__ db, int N, int D, int H, int chunk, long long stride) {
   const int d0 = blockIdx.x * TILE::BM, h0 = blockIdx.y * TILE::BN;

@@ -63,11 +63,27 @@ __global__ void __launch_bounds__(LOSS_THREADS)
   finish_loss(sum, loss, partials, ticket, scale);
 }
 
+// A row's logits as its lanes hold them: those up to LANES stay in registers, since each is needed several times.
+template <int LANES, class T>
+struct Logits {
+  const T* __restrict__ z;
+  T first;  // z[lane]; of lanes past the row, z[0]
+
+  __device__ __forceinline__ Logits(const T* __restrict__ z, int C, int lane) : z(z), first(z[lane < C ? lane : 0]) {}
+  // z[j] for j = lane, lane + LANES, ...
+  __device__ __forceinline__ T operator[](int j) const { return j < LANES ? first : z[j]; }
+  // z[label], in all lanes; every lane of the warp has to come here.
+  __device__ __forceinline__ T at(int label) const {
+    const T held = __shfl_sync(FULL_WARP, first, label % LANES, LANES);
+    return label < LANES ? held : z[label];
+  }
+};
+
 struct CrossEntropy {
   template <int LANES, class T>
-  __device__ __forceinline__ static T row(const T* __restrict__ z, int label, T* __restrict__ dz, int C, int lane,
+  __device__ __forceinline__ static T row(const Logits<LANES, T>& z, int label, T* __restrict__ dz, int C, int lane,
                                           T scale, bool writes) {
-    T largest = lane < C ? z[lane] : z[0];
+    T largest = z.first;
     for (int j = lane + LANES; j < C; j += LANES) largest = Maximum::combine(largest, z[j]);
     largest = combine_lanes<Maximum, LANES>(largest);
     T denominator = T(0);
@@ -77,15 +93,15 @@ struct CrossEntropy {
       const T probability = exp(z[j] - largest) / denominator;
       dz[j] = (j == label ? probability - T(1) : probability) * scale;
     }
-    return log(denominator) + (largest - z[label]);
+    return log(denominator) + (largest - z.at(label));
   }
 };
 
 struct Hinge {
   template <int LANES, class T>
-  __device__ __forceinline__ static T row(const T* __restrict__ z, int label, T* __restrict__ dz, int C, int lane,
+  __device__ __forceinline__ static T row(const Logits<LANES, T>& z, int label, T* __restrict__ dz, int C, int lane,
                                           T scale, bool writes) {
-    const T right = z[label];
+    const T right = z.at(label);
     T sum = T(0), violations = T(0);
     for (int j = lane; j < C; j += LANES) {
       const T margin = z[j] - right + T(1);
@@ -102,7 +118,7 @@ struct Hinge {
 
 // A label outside 0 .. C-1 gives its row, and so the loss, NaN: nothing is read out of bounds.
 template <class T, class L, int LANES>
-__global__ void __launch_bounds__(LOSS_THREADS)
+__global__ void __launch_bounds__(LOSS_THREADS, 24 / int(sizeof(T)))  // more blocks would cost spills
     loss_rows(const T* __restrict__ z, const int* __restrict__ labels, T* __restrict__ dz, T* loss, T* partials,
               int* ticket, int N, int C, T scale) {
   constexpr int ROWS = LOSS_THREADS / LANES;  // rows that a block takes at a time
@@ -115,7 +131,8 @@ __global__ void __launch_bounds__(LOSS_THREADS)
     const long long at = static_cast<long long>(row) * C;
     const bool known = 0 <= labels[row] && labels[row] < C;
     const int label = known ? labels[row] : 0;
-    T value = L::template row<LANES>(z + at, label, dz + at, C, lane, scale, inside && known);
+    const Logits<LANES, T> logits(z + at, C, lane);
+    T value = L::template row<LANES>(logits, label, dz + at, C, lane, scale, inside && known);
     if (!known) {
       value = static_cast<T>(__int_as_float(0x7fc00000));
       for (int j = lane; j < C && inside; j += LANES) dz[at + j] = value;
