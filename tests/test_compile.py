@@ -84,7 +84,7 @@ def test_one_instantiation_of_every_kernel_compiles(file, arch):
     compile_cleanly(file, {expressions[0] for expressions in FILES[file]}, arch, ALLOW_UNREFERENCED)
 
 
-LAUNCH_BOUNDS = re.compile(r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)")
+LAUNCH_BOUNDS = re.compile(r"__launch_bounds__\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)")
 
 
 def test_every_kernel_is_listed():
