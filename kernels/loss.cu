@@ -98,6 +98,10 @@ struct CrossEntropy {
 };
 
 struct Hinge {
+  template <class T>
+  __device__ __forceinline__ static bool violates(T margin, int j, int label) {
+    return j != label && !(margin <= T(0));  // a NaN margin counts, and makes the loss NaN
+  }
   template <int LANES, class T>
   __device__ __forceinline__ static T row(const Logits<LANES, T>& z, int label, T* __restrict__ dz, int C, int lane,
                                           T scale, bool writes) {
@@ -105,13 +109,15 @@ struct Hinge {
     T sum = T(0), violations = T(0);
     for (int j = lane; j < C; j += LANES) {
       const T margin = z[j] - right + T(1);
-      const bool violates = j != label && !(margin <= T(0));  // a NaN margin counts, and makes the loss NaN
-      if (violates) sum += margin;
-      if (violates) violations += T(1);
-      if (j != label && writes) dz[j] = violates ? scale : T(0);
+      if (!violates(margin, j, label)) continue;
+      sum += margin;
+      violations += T(1);
     }
     violations = combine_lanes<Sum, LANES>(violations);
-    if (label % LANES == lane && writes) dz[label] = -violations * scale;
+    for (int j = lane; j < C && writes; j += LANES) {
+      const T one = violates(z[j] - right + T(1), j, label) ? scale : T(0);
+      dz[j] = j == label ? -violations * scale : one;
+    }
     return combine_lanes<Sum, LANES>(sum);
   }
 };

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handgrad.cli import choices, mutate, sanitize, sass
+from handgrad.cli import choices, mutate, profile, sanitize, sass
 from handgrad.cli.errors import FAILED
 from handgrad.cli.options import DeviceOption, JsonOption, KernelsOption, kernels_from
 
@@ -144,6 +144,7 @@ def _share_of_bound(case: Case) -> float:
     return case.error / case.bound if case.bound else math.inf
 
 
+app.command("profile")(profile.profile)
 app.command("sass")(sass.sass)
 app.command("sanitize")(sanitize.sanitize)
 app.command("mutate")(mutate.mutate)

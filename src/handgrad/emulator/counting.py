@@ -154,7 +154,7 @@ class CountedKernel(CompiledKernel):
     def __init__(self, source: Path, expression: str) -> None:
         super().__init__(source, expression, "count")
         self._file = build(source, expression, "count")
-        self._counts = self._runtime.emulated_counts
+        self._counts = self._library.emulated_counts  # of the runtime that the library is bound to
         self._counts.restype = ctypes.POINTER(_Counts)
 
     def count(
