@@ -25,7 +25,18 @@ KNOWN = Path(__file__).resolve().parent / "counted" / "known.cu"
 def built() -> None:
     """All kernels at once: most of a cold run is the compiler's start."""
     expressions = [
-        *("copy", "broadcast", "quads", "triples", "accumulate", "rows", "diverged", "early", "atomics"),
+        *(
+            "copy",
+            "broadcast",
+            "quads",
+            "triples",
+            "accumulate",
+            "rows",
+            "diverged",
+            "early",
+            "two_arrays",
+            "atomics",
+        ),
         *("variables", "local", "refused", "two_words", "asynchronous", "meetings"),
         *(f"strided<{t}>" for t in ("float", "double", "unsigned char")),
         *(f"vectors<{t}>" for t in ("float4", "float2", "double2", "uchar4", "Pack")),
@@ -159,10 +170,17 @@ def test_a_sum_in_place_is_a_load_and_a_store() -> None:
 
 
 def test_requests_begin_anew_where_the_lanes_meet() -> None:
-    """Rows of 40: 32 lanes, then 8; lanes that loop once more do not run into the others' next row."""
-    counts = count("rows", 1, 32, zeros(192), zeros(32), np.int32(40), np.int32(3))
-    assert global_traffic(counts)["in"] == {"load": traffic(6, 480, 3 * 5, 3 * 5, 3 * 5)}
+    """Rows of 37: 32 lanes, then 5; lanes that loop once more do not run into the others' next row."""
+    counts = count("rows", 1, 32, zeros(192), zeros(32), np.int32(37), np.int32(3))
+    assert global_traffic(counts)["in"] == {"load": traffic(6, 444, 3 * 5, 3 * 5, 3 * 5)}
     assert counts.collectives == {"__shfl_xor_sync": 3}
+
+
+def test_a_request_of_two_arrays_counts_for_each() -> None:
+    """16 lanes, two elements apart: 4 sectors, of which half the bytes are asked for."""
+    counts = count("two_arrays", 1, 32, zeros(32), zeros(32), zeros(32))
+    half = {"load": traffic(1, 64, 4, 2, 4)}
+    assert global_traffic(counts) == {"a": half, "b": half, "out": {"store": traffic(1, 128, 4, 4, 4)}}
 
 
 def test_a_function_called_twice_is_two_places() -> None:

@@ -57,6 +57,12 @@ __global__ void diverged(const float* in, float* out) {
   out[threadIdx.x] = sum;
 }
 
+// One load, of which every other lane goes to another array.
+__global__ void two_arrays(const float* a, const float* b, float* out) {
+  const float* from = threadIdx.x % 2 ? a : b;
+  out[threadIdx.x] = from[threadIdx.x];
+}
+
 __global__ void early(const float* in, float* out) {
   if (threadIdx.x % 32 < 24) return;
   out[threadIdx.x] = in[threadIdx.x];
