@@ -49,8 +49,9 @@ struct Slab {
   static constexpr int G = VECTOR_BYTES / int(sizeof(T));
   static constexpr int AROUND = BANKS / G;
   static constexpr int BESIDE = BANKS * V / BK;
-  static constexpr int PITCH = K_CONTIGUOUS && LENGTH >= G ? (LENGTH / G | 1) * G : LENGTH;
-  static constexpr int SHIFT = K_CONTIGUOUS && BESIDE % W == 0 ? BESIDE : 0;
+  static constexpr bool SPREAD = K_CONTIGUOUS && LENGTH >= G;  // a column alone fits side by side
+  static constexpr int PITCH = SPREAD ? (LENGTH / G | 1) * G : LENGTH;
+  static constexpr int SHIFT = SPREAD && BESIDE % W == 0 ? BESIDE : 0;
   static constexpr int SIZE = BK * PITCH + (BK - 1) / AROUND * SHIFT;
   static constexpr int LINE = (K_CONTIGUOUS ? BK : LENGTH) / V;  // vectors of neighbouring elements
   static constexpr int LINES = K_CONTIGUOUS ? LENGTH : BK;
@@ -58,7 +59,7 @@ struct Slab {
   static constexpr int SHARE = (LINES + STEP - 1) / STEP;
   static_assert((K_CONTIGUOUS ? BK : LENGTH) % V == 0, "whole vectors");
   static_assert(THREADS % LINE == 0, "the vectors of a thread lie one below the other");
-  static_assert(!K_CONTIGUOUS || LENGTH < G || LENGTH % G == 0, "whole groups");
+  static_assert(!SPREAD || LENGTH % G == 0, "whole groups");
   static_assert(!K_CONTIGUOUS || STEP % W == 0, "a thread changes places in all of its lines alike");
 
   Vector<T, V> staged[SHARE];
@@ -66,7 +67,7 @@ struct Slab {
   // Where row k begins in the shared buffer, and the order of its groups: element e is at e ^ order(k).
   __device__ __forceinline__ static constexpr int row(int k) { return k * PITCH + k / AROUND * SHIFT; }
   __device__ __forceinline__ static constexpr int order(int k) {
-    return K_CONTIGUOUS && SHIFT == 0 ? k / AROUND * BESIDE % W : 0;
+    return SPREAD && SHIFT == 0 ? k / AROUND * BESIDE % W : 0;
   }
 
   // Where the thread's vector s begins: STEP lines below the one before, so that its place is computed once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 import pytest
 from command_line import refused, report, succeeds
 
+from handgrad import emulator
+from handgrad.emulator.counting import counting
+from handgrad.emulator.launch import launch_through
 from handgrad.kernel import catalogue, kernels_directory
 from handgrad.ops import linear, loss
 from handgrad.proof import gpus, traffic
+from handgrad.proof.counters import shared_traffic
 from handgrad.proof.step_calls import calls
 from handgrad.proof.traffic import Profile, Shape, profile_steps
 
@@ -295,3 +300,35 @@ def test_each_call_launches_what_it_is_expected_to() -> None:
         for call in calls(shape.N, shape.D, shape.H, shape.C, shape.loss, shape.rule):
             launched = {expression.split("<")[0] for _, expression in traffic._launched(call)}
             assert launched == set(call.launches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_tile_has_bank_conflicts(dtype: str) -> None:
+    """Every tile, with loads of 16 bytes and of one element along either side, in all three products."""
+    work = []
+    for tile in linear.TILES:
+        rows, columns = (1000, 1024) if tile is linear.WIDE else (136, tile.BN)
+        for less_inner, less_columns in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            inner, H = 36 - less_inner, max(1, columns - less_columns)
+            X, W, dZ = (emulator.ones(shape, dtype) for shape in ((rows, inner), (inner, H), (inner, rows)))
+            work += [
+                functools.partial(linear.forward, X, W),
+                functools.partial(linear.backward_input, X, emulator.ones((H, inner), dtype)),
+                functools.partial(linear.backward_weight, dZ, W),
+            ]
+    pairs: dict[tuple[Path, str], None] = {}
+    with launch_through(lambda source, expression, *launch: pairs.update({(source, expression): None})):
+        for call in work:
+            call()
+    emulator.prebuild(pairs, mode="count")
+    with counting() as launches:
+        for call in work:
+            call()
+    found = {
+        (counts.expression, access): one.conflicts
+        for counts in launches
+        for access, one in shared_traffic(counts).items()
+    }
+    assert len({expression for expression, _ in found}) > 50
+    assert {key: value for key, value in found.items() if value > 1} == {}
