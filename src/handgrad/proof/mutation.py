@@ -38,7 +38,7 @@ from handgrad import kernel
 from handgrad.emulator.build import runtime_library
 from handgrad.emulator.compiler import cache_directory
 from handgrad.proof import mutation_check
-from handgrad.proof.mutation_check import CAUGHT, EQUIVALENT, NOT_COMPILED, SURVIVED, Outcome
+from handgrad.proof.mutation_check import CAUGHT, EQUIVALENT, NOT_COMPILED, SURVIVED, Outcome, included
 from handgrad.proof.mutation_operators import APART, Mutant, mutants_of
 
 SEED, COUNT = 20_260_713, 200  # of the run that docs/mutation.md records: fixed before the first run
@@ -47,7 +47,6 @@ START_LIMIT = 120.0  # seconds until a process says what it does first
 DEATH_LIMIT = 60.0  # and from its last word to its end
 VERDICTS = (CAUGHT, SURVIVED, EQUIVALENT, NOT_COMPILED)
 REASONS = Path(__file__).with_name("mutation_survivors.toml")
-NOT_SHIPPED = ("linear_naive.cu",)  # executable documentation, which nothing launches
 SOURCES = ("kernel.py", "parameters.py", "ops", "emulator", "proof")  # what a verdict depends on
 
 
@@ -79,10 +78,10 @@ class Reason:
 
 
 def all_mutants() -> list[Mutant]:
-    """Every mutant of every kernel file that ships, numbered from 1."""
+    """Every mutant of the files that kernels of the catalogue are made of, numbered from 1."""
     folder = kernel.kernels_directory()
-    files = sorted(path.name for path in folder.glob("*.cu*") if path.suffix in (".cu", ".cuh"))
-    return mutants_of(folder, [file for file in files if file not in NOT_SHIPPED])
+    shipped = {file for entry in kernel.catalogue() for file in included(folder, entry.file)}
+    return mutants_of(folder, sorted(shipped))
 
 
 def select(mutants: Sequence[Mutant], seed: int = SEED, count: int = COUNT) -> list[Mutant]:

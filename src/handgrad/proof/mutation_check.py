@@ -43,8 +43,8 @@ from handgrad.proof.workload import of_trial
 Launch = tuple[Path, str, str]  # a source, an instantiation, and how it is built
 
 CAUGHT, SURVIVED, EQUIVALENT, NOT_COMPILED = "caught", "survived", "equivalent", "not compiled"
-BUILD_LIMIT, QUICK_LIMIT, WHOLE_LIMIT = 600.0, 60.0, 900.0  # seconds that a step may take on a busy machine
-SANITIZE_LIMIT = 900.0
+BUILD_LIMIT, QUICK_LIMIT, WHOLE_LIMIT = 600.0, 60.0, 200.0  # seconds that a step may take on a busy machine
+SANITIZE_LIMIT = 400.0
 QUICK, WHOLE, SANITIZE = "check --quick", "check", "sanitize"
 SANITIZED_SEEDS = 5  # random orders
 CHEAP = ("activation", "batch", "optimizer", "linear.reduce_partials", "loss", "linear")  # to compile first
@@ -182,18 +182,19 @@ def fails(by: str, name: str) -> str:
 
 def affected(folder: Path, file: str) -> list[Entry]:
     """The kernels of the catalogue whose source is ``file`` or includes it, the cheap ones first."""
-
-    def includes(source: str, seen: frozenset[str] = frozenset()) -> set[str]:
-        text = (folder / source).read_text(encoding="utf-8")
-        named = set(re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE)) - seen
-        further = (includes(name, seen | named) for name in named if (folder / name).is_file())
-        return {source}.union(*further)
-
-    entries = [entry for entry in kernel.catalogue() if file in includes(entry.file)]
+    entries = [entry for entry in kernel.catalogue() if file in included(folder, entry.file)]
     return sorted(
         entries,
         key=lambda entry: next(at for at, start in enumerate((*CHEAP, "")) if entry.op.startswith(start)),
     )
+
+
+def included(folder: Path, file: str, known: frozenset[str] = frozenset()) -> set[str]:
+    """``file`` and what it includes from ``folder``, directly or not."""
+    text = (folder / file).read_text(encoding="utf-8")
+    named = set(re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE)) - known
+    beside = [name for name in named if (folder / name).is_file()]
+    return {file}.union(*(included(folder, name, known | named) for name in beside))
 
 
 def _some(entry: Entry) -> tuple[str, ...]:

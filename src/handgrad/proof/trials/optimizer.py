@@ -53,6 +53,7 @@ def update(
     w, g = (_flat(m, parameters, used) for _ in range(2))
     if special:
         g[0], g[parameters.offsets["b2"]] = np.nan, np.inf
+        w[1], w[parameters.offsets["b2"] + 1] = np.inf, -np.inf  # without decay no 0 * inf comes into it
     _guard(m, parameters, w, "parameters")
     chosen.bind(parameters)
     before: dict[str, NDArray[Any]] = {}
