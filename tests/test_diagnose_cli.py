@@ -319,14 +319,14 @@ def test_wrong_shapes_and_nan_in_an_archive_are_diagnosed(n: Network, tmp_path: 
 def test_files_that_are_no_archives(tmp_path: Path) -> None:
     broken = tmp_path / "broken.npz"
     broken.write_text("not an archive")
-    assert "expected a .npz of number arrays" in refused("diagnose", broken)
+    assert "broken.npz: truncated or damaged, or no .npz" in refused("diagnose", broken)
     single = tmp_path / "single.npz"
     with single.open("wb") as file:
         np.save(file, np.ones(3))
     assert "got a single array" in refused("diagnose", single)
     objects = tmp_path / "objects.npz"
     np.savez(objects, X=np.array([{}], dtype=object))
-    assert "it holds Python objects" in refused("diagnose", objects)
+    assert "is a pickle of Python objects, which is never loaded" in refused("diagnose", objects)
 
 
 def test_the_picture(write: Any, tmp_path: Path) -> None:

@@ -115,6 +115,27 @@ def test_several_launches_and_several_kernels(tmp_path: Path) -> None:
     [
         ("grid = [4, 2]", "", "k.toml: grid is missing"),
         (
+            "value = -7",
+            "value = inf",
+            "k.toml: args[3]: value: expected a whole number that fits int64, got inf",
+        ),
+        (
+            "value = -7",
+            "value = nan",
+            "k.toml: args[3]: value: expected a whole number that fits int64, got nan",
+        ),
+        (
+            "[1000]",
+            "[1000000, 1000000]",
+            "k.toml: args: expected arrays of at most 4294967296 bytes in all, got",
+        ),
+        (
+            'fill = "normal"',
+            'fill = "integers", high = inf',
+            "k.toml: args[0]: low: expected a finite number",
+        ),
+        ("shared = 64", "shared = " + "[" * 5000, "k.toml: tables or lists nested too deeply"),
+        (
             "grid = [4, 2]",
             "grid = [4, 0]",
             "k.toml: grid: expected 1 to 3 whole numbers from 1 up, got [4, 0]",

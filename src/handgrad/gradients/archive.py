@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from handgrad.datasets.dataset import existing_file
+from handgrad.datasets.numpy_files import read_npz
 
 Floats = NDArray[Any]
 _PARAMETER = re.compile(r"([wWbB])_?(\d+)")
@@ -28,21 +30,13 @@ class Archive:
 def read_archive(path: Path) -> Archive:
     """Keys X, y, W1, b1, W2, b2, …, dW1, db1, … and any intermediates (Z1, A1, …, dZ1).
 
-    Raises ``ValueError`` in one line for another kind of file, object arrays and missing keys, and
-    ``FileNotFoundError``.
+    Raises ``ValueError`` in one line where there is no such file, for another kind of file, object arrays and
+    missing keys.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files} if hasattr(stored, "files") else None
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        detail = "it holds Python objects" if "allow_pickle" in str(error) else "it is none, or damaged"
-        raise ValueError(
-            f"{path}: expected a .npz of number arrays; {detail}; write it with numpy.savez"
-        ) from error
-    except TypeError:  # a plain .npy has no context manager
-        arrays = None
-    if arrays is None:
+    if path.is_file() and _start(path) == np.lib.format.MAGIC_PREFIX:
         raise ValueError(f"{path}: expected a .npz with named arrays, got a single array; use numpy.savez")
+    stored = read_npz(existing_file(path), lambda _, names: {name: name for name in names})
+    arrays = {name: array for name, (_, array) in stored.items()}
     archive = Archive(np.empty(0), np.empty(0), {})
     found = set()
     for name, array in arrays.items():
@@ -66,3 +60,8 @@ def read_archive(path: Path) -> Archive:
             f"db1, … and any intermediates, got {', '.join(arrays) or 'nothing'}"
         )
     return archive
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(len(np.lib.format.MAGIC_PREFIX))

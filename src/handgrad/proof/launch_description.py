@@ -19,6 +19,7 @@ Several launches stand in ``[[launch]]`` tables, each with these keys; each star
 
 from __future__ import annotations
 
+import math
 import tomllib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ FILLS = ("zeros", "ones", "arange", "normal", "uniform", "integers", "output", "
 # By itemsize, what memory holds that nobody wrote.
 POISON = {1: 0xBA} | {size: patterns[0] for size, patterns in watched.POISON.items()}
 
+MOST_BYTES = 4 << 30  # of all arrays of a launch
+
 _LAUNCH_KEYS = ("kernel", "grid", "block", "shared", "args")
 _ARGUMENT_KEYS = ("name", "dtype", "shape", "fill", "value", "low", "high", "null")
 
@@ -61,6 +64,11 @@ class Argument:
     fill: str | float = "zeros"
     low: float = -8
     high: float = 8
+
+    @property
+    def nbytes(self) -> int:
+        """Of the array; 0 for a scalar."""
+        return 0 if self.shape is None else math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def host_array(self, random: np.random.Generator) -> NDArray[Any]:
         """The array's contents before the launch."""
@@ -122,6 +130,10 @@ def read(path: Path) -> tuple[LaunchDescription, ...]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: no TOML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(
+            f"{path.name}: tables or lists nested too deeply; expected those shown above"
+        ) from None
     if "launch" not in data:
         return _launches(data, path.name)
     launches = data["launch"]
@@ -151,6 +163,9 @@ def _launches(table: Mapping[str, Any], place: str) -> tuple[LaunchDescription, 
         raise ValueError(f"{place}: args: expected a list of tables, got {arguments!r}")
     grid, block = _sizes(table["grid"], f"{place}: grid"), _sizes(table["block"], f"{place}: block")
     made = tuple(_argument(one, f"{place}: args[{number}]") for number, one in enumerate(arguments))
+    total = sum(argument.nbytes for argument in made)
+    if total > MOST_BYTES:
+        raise ValueError(f"{place}: args: expected arrays of at most {MOST_BYTES} bytes in all, got {total}")
     return tuple(LaunchDescription(kernel.strip(), grid, block, shared, made, place) for kernel in kernels)
 
 
@@ -183,8 +198,8 @@ def _argument(table: Any, place: str) -> Argument:
         _number(table.get(key, usual), "float64", f"{place}: {key}")
         for key, usual in (("low", -8), ("high", 8))
     )
-    if low > high:
-        raise ValueError(f"{place}: low: expected at most high = {high}, got {low}")
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"{place}: low: expected a finite number, at most high = {high}, got {low}")
     if "low" not in table and dtype.startswith("u"):
         low = 0
     shape = _sizes(table["shape"], f"{place}: shape", most=32, least=0)
@@ -215,7 +230,7 @@ def _number(given: Any, dtype: str, place: str) -> float:
         raise ValueError(f"{place}: expected a number, got {given!r}")
     if np.dtype(dtype).kind in "iu":
         limits = np.iinfo(dtype)
-        if given != int(given) or not limits.min <= given <= limits.max:
+        if not limits.min <= given <= limits.max or given != int(given):  # in this order: inf has no int
             raise ValueError(f"{place}: expected a whole number that fits {dtype}, got {given!r}")
         return int(given)
     return given
