@@ -166,7 +166,7 @@ def _unpack(text: str | None, path: Path) -> dict[str, str]:
         return {}
     try:
         metadata = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read")
@@ -210,7 +210,7 @@ def _check_sizes(config: Mapping[str, Any], values: Tensors, path: str | Path) -
 def _json(metadata: Mapping[str, str], key: str, path: str | Path) -> Any:
     try:
         return json.loads(metadata[key])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: its {key} cannot be read") from error
 
 

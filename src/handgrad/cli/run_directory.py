@@ -49,8 +49,8 @@ class RunDirectory:
         """What ``config.json`` says; ``ValueError`` in one line where it is no run's."""
         try:
             config = json.loads(self.config.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.config}: not valid JSON ({error}); the run is damaged") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.config}: not valid JSON ({str(error)[:200]}); the run is damaged") from None
         if not isinstance(config, dict):
             raise ValueError(f"{self.config}: expected a JSON object, got {type(config).__name__}")
         return config
