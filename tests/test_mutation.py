@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
+import subprocess
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -269,6 +272,30 @@ def test_a_run_goes_on_where_it_was(judged):
     mutation.run(mutants[:1], fresh=True)
     assert judged[6:] == mutants[:1]
     assert Results().known(mutants[1]) is None, "forgotten"
+
+
+def test_a_run_that_is_stopped_ends_what_runs_and_keeps_no_verdict_of_it(judged, monkeypatch):
+    started = threading.Event()
+    sleeps: list[subprocess.Popen[str]] = []
+
+    def judge_or_stop(mutant, kept, patience=1.0):
+        if mutant.number == 2:
+            sleeps.append(subprocess.Popen(["sleep", "60"], text=True, start_new_session=True))
+            mutation._running.add(sleeps[0])
+            started.set()
+            sleeps[0].wait()
+        else:
+            assert started.wait(30)
+            raise KeyboardInterrupt
+        return Verdict(mutant, CAUGHT, "check --quick", "the process died", 0.1)
+
+    monkeypatch.setattr(mutation, "judge", judge_or_stop)
+    monkeypatch.setattr(mutation, "_running", set())
+    mutants = all_mutants()[:9]
+    with pytest.raises(KeyboardInterrupt):
+        mutation.run(mutants, jobs=2)
+    assert sleeps[0].returncode == -signal.SIGKILL
+    assert all(Results().known(mutant) is None for mutant in mutants)
 
 
 def test_the_share_is_of_those_that_could_be_caught():

@@ -138,11 +138,14 @@ def run(
     todo = [mutant for mutant in mutants if results.known(mutant) is None]
     done = len(mutants) - len(todo)
     lock = threading.Lock()
+    stopped = threading.Event()
 
     def one(mutant: Mutant) -> None:
         nonlocal done
         verdict = judge(mutant, results.folder)
         with lock:
+            if stopped.is_set():
+                return  # it may have been ended, which is no verdict
             done += 1
             results.add(verdict)
             if progress is not None:
@@ -150,9 +153,19 @@ def run(
 
     if todo:
         runtime_library()  # once, rather than in every process
-        with ThreadPoolExecutor(jobs) as pool:
+        pool = ThreadPoolExecutor(jobs)
+        try:
             for outcome in [pool.submit(one, mutant) for mutant in todo]:
                 outcome.result()
+        except BaseException:  # Ctrl-C too: what runs is ended, and judged again in the next run
+            with lock:
+                stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(_running):
+                end(process)
+            raise
+        finally:
+            pool.shutdown()
     found = [results.known(mutant) for mutant in mutants]
     return [verdict for verdict in found if verdict is not None]
 
@@ -240,6 +253,9 @@ def cache_beside(folder: Path) -> Path:
     return own.parent
 
 
+_running: set[subprocess.Popen[str]] = set()  # what a run that is stopped has to end
+
+
 def watch(mutant: Path, original: Path, file: str, kept: Path, cache: Path, patience: float = 1.0) -> Outcome:
     """What a process says that takes the steps; it is ended where a step takes too long."""
     command = [sys.executable, "-m", mutation_check.__name__, "--mutant", str(mutant), "--file", file]
@@ -252,11 +268,13 @@ def watch(mutant: Path, original: Path, file: str, kept: Path, cache: Path, pati
             start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None, "opened as a pipe"
+        _running.add(process)
         try:
             message, fault = _follow(process.stdout, patience)
             if not fault:
                 process.wait(DEATH_LIMIT)
         finally:
+            _running.discard(process)
             end(process)
         if "verdict" in message:
             return Outcome(**message)
