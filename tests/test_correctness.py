@@ -298,6 +298,16 @@ def test_exact_leaves_no_room():
     assert compare(np.array([1.0, np.nan], np.float32), expected, exact=True).problem
 
 
+def test_a_zero_may_have_to_keep_its_sign():
+    expected = bounded([0.0, -0.0, 0.5], 0.5)
+    assert compare(np.array([0.0, -0.0, 0.0], np.float32), expected, signed=True).problem == ""
+    for got in ([-0.0, -0.0, 0.5], [0.0, 0.0, 0.5]):
+        assert compare(np.array(got, np.float32), expected).problem == ""
+        assert compare(np.array(got, np.float32), expected, signed=True).problem
+    relu = reference.activation_forward(np.array([-0.0, 0.0, -1.0], np.float32), "relu")
+    assert np.signbit(relu.value).tolist() == [True, False, False]
+
+
 def test_a_shape_or_an_unbounded_error_is_no_match():
     assert "shape (2,) instead of (3,)" in compare(np.zeros(2, np.float32), bounded([0.0] * 3, 1.0)).problem
     assert compare(np.zeros(1, np.float32), bounded([0.0], np.inf)).problem
