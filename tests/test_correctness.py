@@ -291,6 +291,22 @@ def test_infinities_and_nans_have_to_be_the_same(expected):
             assert fits == (np.float32(got).tobytes() == same.tobytes())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "quiet", "signaling"),
+    [
+        (np.float32, 0x7FC00000, 0x7FBFFFFF),
+        (np.float64, 0x7FF8000000000000, 0x7FF7FFFFFFFFFFFF),
+    ],
+)
+def test_a_nan_has_to_be_quiet(dtype, quiet, signaling):
+    expected = bounded([np.nan, 1.0], 0.5)
+    for bits, fits in ((quiet, True), (signaling, False)):
+        got = np.ones(2, dtype)
+        got.view(f"u{got.itemsize}")[0] = bits
+        assert np.isnan(got[0])
+        assert (compare(got, expected).problem == "") == fits
+
+
 def test_exact_leaves_no_room():
     expected = bounded([1.0, 0.0], 0.5)
     assert compare(np.array([1.0, -0.0], np.float32), expected, exact=True).problem == ""

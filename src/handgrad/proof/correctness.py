@@ -231,7 +231,8 @@ def compare(
 ) -> Comparison:
     """Element by element: |got - expected| ≤ bound, which a NaN does not satisfy.
 
-    Where the expected number is infinite (in the kernel's type) or NaN, the same is required.  ``exact``
+    Where the expected number is infinite (in the kernel's type) or NaN, the same is required; a NaN has to be
+    a quiet one, as arithmetic makes them.  ``exact``
     leaves no room: equal bits, but for the sign of a zero, which ``signed`` demands.
     """
     value = expected.value if isinstance(expected, Bounded) else expected
@@ -245,7 +246,7 @@ def compare(
         limits = np.broadcast_to(expected.error, got.shape)
     finite = np.isfinite(rounded)
     errors = np.where(finite, abs(got.astype(value.dtype) - value), 0.0)
-    same = np.where(np.isnan(rounded), np.isnan(got), got == rounded)
+    same = np.where(np.isnan(rounded), np.isnan(got) & _is_quiet(got), got == rounded)
     fits = np.where(finite, (errors <= limits) & np.isfinite(limits), same)
     if signed:
         fits &= (rounded != 0) | (got != 0) | (np.signbit(got) == np.signbit(rounded))
@@ -260,6 +261,14 @@ def compare(
     place = ", ".join(str(int(index)) for index in worst)
     problem = f"{int((~fits).sum())} of {got.size} elements are wrong, the worst at ({place}): "
     return Comparison(error, bound, problem + f"{got[worst]} instead of {rounded[worst]}")
+
+
+def _is_quiet(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of NaNs: whether the first bit of the fraction is set."""
+    if values.dtype.kind != "f":
+        return np.ones(values.shape, np.bool_)
+    bit = np.finfo(values.dtype).nmant - 1
+    return np.asarray(bits_of(values) >> np.asarray(bit, f"u{values.dtype.itemsize}") & 1, np.bool_)
 
 
 def _share(error: float, bound: float) -> float:
