@@ -27,8 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +45,6 @@ LEAST_SHARE = 0.97
 START_LIMIT = 120.0  # seconds until a process says what it does first
 DEATH_LIMIT = 60.0  # and from its last word to its end
 VERDICTS = (CAUGHT, SURVIVED, EQUIVALENT, NOT_COMPILED)
-REASONS = Path(__file__).with_name("mutation_survivors.toml")
 SOURCES = ("kernel.py", "parameters.py", "ops", "emulator", "proof")  # what a verdict depends on
 
 
@@ -64,14 +62,6 @@ class Verdict:
     def apart(self) -> bool:
         """Whether it is counted apart: a fence, a wait or a hint."""
         return self.mutant.operator == APART
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a survivor survives; ``harmless``: it is claimed that nobody could notice."""
-
-    text: str
-    harmless: bool
 
 
 # ---- which mutants ---------------------------------------------------------------------------------------
@@ -98,28 +88,6 @@ def select(mutants: Sequence[Mutant], seed: int = SEED, count: int = COUNT) -> l
             if members and len(chosen) < count:
                 chosen.append(members.pop())
     return sorted(chosen, key=lambda mutant: mutant.number)
-
-
-def sample(seed: int, count: int) -> list[Mutant]:
-    """A few of the recorded selection, for a run by the seed of the day."""
-    return random.Random(seed).sample(select(all_mutants()), count)
-
-
-@functools.cache
-def reasons() -> Mapping[tuple[Any, ...], Reason]:
-    """The survivors on record, by the mutant's identity."""
-    recorded = tomllib.loads(REASONS.read_text(encoding="utf-8")).get("survivor", [])
-    return {
-        (one["file"], one["context"], one["column"], one["operator"], one["before"], one["after"]): Reason(
-            one["reason"], one["harmless"]
-        )
-        for one in recorded
-    }
-
-
-def reason_for(mutant: Mutant) -> Reason | None:
-    """The recorded reason of a survivor."""
-    return reasons().get(mutant.identity)
 
 
 # ---- the run ---------------------------------------------------------------------------------------------
