@@ -30,11 +30,17 @@ U = {"float32": 2.0**-24, "float64": 2.0**-53}
 
 
 def test_every_kernel_passes_the_quick_check():
+    """In float64 too where the whole grid runs."""
     told = []
-    cases = correctness.run("emulator", quick=True, progress=lambda *report: told.append(report))
+    cases = correctness.run(
+        "emulator",
+        dtypes=["float32", "int32"],
+        quick=True,
+        progress=lambda *report: told.append(report),
+    )
     assert [f"{case.op} {case.shape} {case.detail}" for case in cases if not case.passed] == []
     assert {case.op for case in cases} == {entry.op for entry in kernel.catalogue()}
-    assert {case.dtype for case in cases} == {"float32", "float64", "int32"}
+    assert {case.dtype for case in cases} == {"float32", "int32"}
     assert {(case.op, case.kernel) for case in cases} == {(e.op, e.name) for e in kernel.catalogue()}
     assert all(case.error <= case.bound for case in cases)
     assert [report[:2] for report in told] == [(i + 1, len(cases)) for i in range(len(cases))]
@@ -44,6 +50,7 @@ def test_every_kernel_passes_the_quick_check():
 def test_every_kernel_passes_the_whole_grid():
     cases = correctness.run("emulator")
     assert [f"{case.op} {case.shape} {case.detail}" for case in cases if not case.passed] == []
+    assert {case.dtype for case in cases} == {"float32", "float64", "int32"}
     assert len(cases) > 1000
 
 
