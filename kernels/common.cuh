@@ -19,8 +19,15 @@ template <class T, int V>
 struct alignas(sizeof(T) * V) Vector {
   static_assert(sizeof(T) * V <= VECTOR_BYTES, "one access moves at most 16 bytes");
   T element[V];
-  __device__ __forceinline__ T& operator[](int i) { return element[i]; }
-  __device__ __forceinline__ const T& operator[](int i) const { return element[i]; }
+  __device__ __forceinline__ T& operator[](int i) { return element[inside(i)]; }
+  __device__ __forceinline__ const T& operator[](int i) const { return element[inside(i)]; }
+  // i, which the emulator's search for memory faults compares with V: past the end nothing is defined.
+  __device__ __forceinline__ static int inside(int i) {
+#ifdef HANDGRAD_EMULATED
+    emulated::require_index(i, V);
+#endif
+    return i;
+  }
 };
 
 // The one wrapper of all vector access.  `p` is aligned to V elements; the emulator checks that it is.

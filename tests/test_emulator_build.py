@@ -241,6 +241,7 @@ def test_stack_switch_through_ucontext() -> None:
             CompiledKernel(FAULTS, name, "ucontext")((1,), (32,), (x if name[0] == "d" else None,))
 
 
+@pytest.mark.slow
 def test_zig(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "ziglang", reason="the compiler from PyPI is not installed: pip install 'handgrad[emulator]'"

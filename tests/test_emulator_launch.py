@@ -11,6 +11,7 @@ import pytest
 from emulator_sources import CORRECT, FAULTS
 
 from handgrad import emulator
+from handgrad.emulator.launch import launch_filled, launch_through
 
 SHARED = {
     "sm_75": 64,
@@ -129,6 +130,18 @@ def test_launch_bounds(threads: int, fits: bool) -> None:
     else:
         with pytest.raises(emulator.EmulatorError, match="has 65 threads: its __launch_bounds__ allow 64"):
             emulator.launch(FAULTS, "bounded<32>", (1,), (threads,), (x,), 0)
+
+
+def test_a_block_may_have_to_fill_its_launch_bounds() -> None:
+    x = emulator.zeros(65)
+    with launch_through(launch_filled):
+        emulator.launch(FAULTS, "bounded<32>", (1,), (64,), (x,), 0)
+        np.testing.assert_array_equal(x, [1] * 64 + [0])
+        with pytest.raises(
+            emulator.EmulatorError, match="has 63 threads: its __launch_bounds__ say 64; make"
+        ):
+            emulator.launch(FAULTS, "bounded<32>", (1,), (63,), (x,), 0)
+        emulator.launch(FAULTS, "store_through", (1,), (7,), (x,), 0)  # none given
 
 
 def test_launches_from_several_python_threads_take_turns() -> None:

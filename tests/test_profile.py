@@ -284,6 +284,29 @@ def test_a_kernel_that_does_not_compile_is_told_in_one_line(tmp_path: Path) -> N
     assert "missing" in line
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            '"int32", value',
+            '"float32", value',
+            "argument 2 (columns): expected int32, got a scalar of float32",
+        ),
+        ("[128]", "[2048]", "block (2048, 1, 1): sm_80 allows sizes from 1 to (1024, 1024, 64)"),
+        ('"float32", shape', '"flot32", shape', "args[0]: dtype: expected one of float32"),
+    ],
+)
+def test_a_launch_that_does_not_fit_is_told_in_one_line(
+    old: str, new: str, words: str, tmp_path: Path
+) -> None:
+    launches = tmp_path / "other.toml"
+    launches.write_text(EXAMPLE.with_suffix(".toml").read_text().replace(old, new))
+    line = refused("kernels", "profile", EXAMPLE, "--launch", launches)
+    assert words in line
+    assert "other.toml: launch 1" in line
+    assert "TypeError" not in line
+
+
 @pytest.mark.slow
 def test_the_readmes_steps_themselves() -> None:
     """The largest: each tile of X once for the 50 columns, at most 1.05 times its bytes."""

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from command_line import handgrad, refused, report, succeeds
 
-from handgrad.kernel import kernels_directory
-from handgrad.proof.sanitize import DETECTORS
-from handgrad.proof.sanitizer_process import Task, run_tasks
+from handgrad.kernel import kernels_directory, use_kernels
+from handgrad.proof import launch_description
+from handgrad.proof.sanitize import DETECTORS, sanitize
+from handgrad.proof.sanitizer_process import Task, build, run_tasks, tasks_of_headers
+from handgrad.proof.workload import of_launch
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "docs" / "examples" / "row_sums.cu"
 BARRIER = "    __syncthreads();  // this level is whole before the next one reads it\n"
@@ -119,8 +121,9 @@ def test_kernels_that_kill_or_never_end_are_findings(tmp_path: Path) -> None:
         Task(name, ("synchronisation",), (0,), source=str(source), launches=str(launches))
         for name in ("ends_never", "kills", "traps", "sound")
     ]
-    never, kills, traps, sound = run_tasks(tasks, silence=6)
-    assert "no answer within 6 s: the kernel does not end" in never.findings[0].message
+    build(tasks)  # so that nothing but the kernel keeps a process silent
+    never, kills, traps, sound = run_tasks(tasks, silence=3)
+    assert "no answer within 3 s: the kernel does not end" in never.findings[0].message
     assert "the kernel's process died with signal SIGILL" in kills.findings[0].message
     assert "__trap by thread (3,0,0)" in traps.findings[0].message
     assert traps.findings[0].line == 4
@@ -143,6 +146,30 @@ def test_one_of_the_projects_kernels_and_a_mutant_of_it(tmp_path: Path) -> None:
     mutated = failing("batch", "--kernels", kernels, "--only", "memory")
     assert all(row["findings"] for row in mutated["verdicts"])
     assert {one["file"] for row in mutated["verdicts"] for one in row["findings"]} == {"batch.cu"}
+
+
+PROMISES = (  # lines of last_block; each is found where it is left out
+    "  __threadfence();  // this thread's writes become visible before the block counts as arrived\n",
+    "  __syncthreads();  // every thread of the block has passed its fence\n",
+    "  __syncthreads();  // the block learns its number\n",
+    "  __threadfence();  // reads after this see what the other blocks wrote before their fence\n",
+)
+
+
+@pytest.mark.parametrize("line", ["", *PROMISES])
+def test_what_the_headers_promise_is_tried(line: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(kernels_directory(), tmp_path / "kernels"))
+    text = (folder / "common.cuh").read_text()
+    assert not line or text.count(line) == 1
+    (folder / "common.cuh").write_text(text.replace(line, ""))
+    with use_kernels(folder):
+        tasks = tasks_of_headers(DETECTORS, range(3))
+        assert [task.kernel for task in tasks] == ["sum_by_last_block"]
+        (described,) = launch_description.read(Path(tasks[0].launches))
+        workload = of_launch(Path(tasks[0].source), described)
+        verdicts = list(sanitize(tasks[0].kernel, [workload], DETECTORS, range(3)))
+    failed = {verdict.detector for verdict in verdicts if verdict.findings}
+    assert "races" in failed if line else not failed
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from planted_kernels import KINDS, is_fault, launches, places, source
 
 from handgrad import emulator
 from handgrad.emulator import EmulatorError
+from handgrad.emulator.compiler import find_compiler
 from handgrad.emulator.watched import MODES, SEARCHES, searching
 from handgrad.proof.launch_description import LaunchDescription
 from handgrad.proof.sanitize import DETECTORS, sanitize
@@ -65,6 +66,8 @@ def found(kind: str, launch: LaunchDescription, **order: object) -> tuple[str, s
 
 
 def require_found(kind: str, launch: LaunchDescription, seeds: range) -> None:
+    if launch.kernel == "misaligned_vector<true>" and find_compiler().kind != "g++":
+        pytest.skip("clang looks at the members of a float4 alone: docs/emulator-limits.md")
     orders = [{"order": "forward"}, {"order": "reverse"}]
     orders += [{"order": "random", "copies": "random", "seed": seed} for seed in seeds]  # type: ignore[dict-item]
     if kind == "schedules":

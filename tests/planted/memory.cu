@@ -78,6 +78,15 @@ __global__ void local_array(const float* x, float* y, int n) {
   y[threadIdx.x] = own[FAULT ? n : n - 1];  // FAULT local_array
 }
 
+// the same of a vector, whose operator returns a reference
+template <bool FAULT>
+__global__ void vector_element(const float* x, float* y, int n) {
+  Vector<float, 4> own = load_vector<4>(x);
+  float& last = own[FAULT ? n : n - 1];  // FAULT vector_element
+  last += 1.0f;
+  y[threadIdx.x] = own[0] + own[1] + own[2] + own[3];
+}
+
 // an asynchronous copy whose source ends in the middle of its 16 bytes
 template <bool FAULT>
 __global__ void copy_past_end(const float* x, float* y, int n) {

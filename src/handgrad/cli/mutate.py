@@ -46,6 +46,9 @@ def mutate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the results of earlier runs on these sources.")
     ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Make the verdicts the record that the tests draw from.")
+    ] = False,
     kernels: KernelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,8 +59,12 @@ def mutate(
     survives for which no reason is on record.
     """
     from handgrad.cli.output import console, print_json
-    from handgrad.proof import mutation
+    from handgrad.proof import mutation, mutation_record
 
+    if record and (seed is not None or count is not None or only or number or listed or kernels):
+        raise ValueError(
+            "--record: expected no --seed, --count, --only, --number, --list or --kernels with it"
+        )
     out = console(as_json)
     with kernels_from(kernels):
         chosen = _chosen(
@@ -75,6 +82,8 @@ def mutate(
             return
         with _progress(out) as progress:
             verdicts = mutation.run(chosen, jobs, progress, fresh)
+    if record:
+        mutation_record.write(verdicts, mutation.SEED, mutation.COUNT)
     unexplained = _print(out, verdicts, each=bool(number))
     counted = mutation.tally(v for v in verdicts if not v.apart)
     if as_json:
@@ -125,7 +134,7 @@ def _print(out: Console, verdicts: Sequence[Verdict], each: bool) -> int:
     """The tables, and a line for each survivor; the number of survivors without a reason."""
     from rich.table import Table
 
-    from handgrad.proof import mutation
+    from handgrad.proof import mutation, mutation_record
     from handgrad.proof.mutation_check import SURVIVED
     from handgrad.proof.mutation_operators import OPERATORS
 
@@ -147,7 +156,7 @@ def _print(out: Console, verdicts: Sequence[Verdict], each: bool) -> int:
     survivors = [v for v in verdicts if v.verdict == SURVIVED and not v.apart]
     unexplained = 0
     for verdict in survivors:
-        reason = mutation.reason_for(verdict.mutant)
+        reason = mutation_record.reason_for(verdict.mutant)
         unexplained += reason is None
         words = "no reason on record" if reason is None else reason.text
         out.print(f"survived {verdict.mutant}: {words}", markup=False, soft_wrap=True)
@@ -164,14 +173,14 @@ def _add_row(table: Any, name: str, verdicts: Sequence[Verdict]) -> None:
 
 
 def _report(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    from handgrad.proof import mutation
+    from handgrad.proof import mutation, mutation_record
 
     def counts(chosen: Sequence[Verdict]) -> dict[str, Any]:
         found = mutation.tally(chosen)
         return {**asdict(found), "share": found.share}
 
     def row(verdict: Verdict) -> dict[str, Any]:
-        reason = mutation.reason_for(verdict.mutant)
+        reason = mutation_record.reason_for(verdict.mutant)
         kept = {**asdict(verdict.mutant), "verdict": verdict.verdict, "by": verdict.by}
         return {
             **kept,

@@ -104,7 +104,8 @@ def _tasks(
         if launch is not None:
             raise wrong("--launch", "a FILE.cu for it", "none", "write handgrad kernels sanitize FILE.cu")
         ops = correctness.chosen_ops(kernels or None)
-        return sanitizer_process.tasks_of_ops(ops, correctness.chosen_dtypes(None), detectors, seeds)
+        tasks = sanitizer_process.tasks_of_ops(ops, correctness.chosen_dtypes(None), detectors, seeds)
+        return tasks if kernels else tasks + sanitizer_process.tasks_of_headers(detectors, seeds)
     if len(kernels) > 1:
         raise wrong("KERNEL", "one FILE.cu, or kernels of the project", " ".join(kernels))
     source = Path(files[0])

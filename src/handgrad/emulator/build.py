@@ -96,7 +96,7 @@ MODES = {
     ),
     # The same for AddressSanitizer and UndefinedBehaviorSanitizer: every check is a call of watch/memory.cpp.
     "memory": Mode(
-        (*WATCHED_FLAGS, "-DEMULATED_STATIC_SHARED"),
+        (*WATCHED_FLAGS, "-DEMULATED_STATIC_SHARED", "-DEMULATED_INDICES"),
         ("-O2", "-DEMULATED_WATCHED"),
         runtime_sources=("scheduler.cpp", "watch/memory.cpp"),
         gcc_flags=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -98,11 +99,33 @@ def launch(
     instead = _instead.get()
     if instead is not None:
         return instead(source, expression, grid, block, args, shared)
+    loaded(source, expression)(grid, block, args, shared)
+
+
+def launch_filled(
+    source: Path, expression: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int
+) -> None:
+    """:func:`launch`, for :func:`launch_through`; a block must have all threads that its launch bounds name.
+
+    ptxas allots registers for as many threads as they say: a larger bound costs registers or occupancy.
+    """
+    kernel = loaded(source, expression)
+    threads = math.prod(block)
+    if kernel.launch_bound not in (0, threads):
+        raise LaunchError(
+            f"{kernel.name}: block {tuple(block)} has {threads} threads: "
+            f"its __launch_bounds__ say {kernel.launch_bound}; make the two the same"
+        )
+    kernel(grid, block, args, shared)
+
+
+def loaded(source: Path, expression: str) -> CompiledKernel:
+    """The kernel, built and loaded once."""
     key = (str(source), expression, current_settings().arch)
     kernel = _kernels.get(key)
     if kernel is None:
         kernel = _kernels[key] = CompiledKernel(source, expression)
-    kernel(grid, block, args, shared)
+    return kernel
 
 
 _kernels: dict[tuple[str, str, str], CompiledKernel] = {}

@@ -150,7 +150,7 @@ def run_trial(device: Device, trial: Trial, seeds: int = QUICK_SEEDS) -> Case:
         with np.errstate(all="ignore"):
             outputs, problems = _execute(device, trial)
             for output, got in outputs:
-                found = compare(got, output.expected(), output.exact)
+                found = compare(got, output.expected(), output.exact, output.signed)
                 problems += [f"{output.name}: {found.problem}"] if found.problem else []
                 if _share(found.error, found.bound) > _share(error, bound):
                     error, bound = found.error, found.bound
@@ -173,11 +173,19 @@ def kernel_name(op: str) -> str:
 
 def _execute(device: Device, trial: Trial) -> tuple[list[tuple[Output, NDArray[Any]]], list[str]]:
     """The outputs of one run, copied to the host, and what happened to memory that was not the kernel's."""
-    with device:
+    with device, _launches(device):
         memory = Memory(device.array_module, trial.seed)
         outputs = trial.run(memory)
         synchronize(memory.xp)
         return [(output, to_numpy(output.array).copy()) for output in outputs], memory.problems()
+
+
+def _launches(device: Device) -> contextlib.AbstractContextManager[None]:
+    if device.kind != "emulator":
+        return contextlib.nullcontext()
+    from handgrad.emulator.launch import launch_filled, launch_through
+
+    return launch_through(launch_filled)
 
 
 def _differences(device: Device, trial: Trial, first: Sequence[NDArray[Any]], seeds: int) -> list[str]:
@@ -218,11 +226,14 @@ class Comparison:
 
 
 @np.errstate(all="ignore")  # infinities and NaNs are compared with each other
-def compare(got: NDArray[Any], expected: Bounded | NDArray[Any], exact: bool = False) -> Comparison:
+def compare(
+    got: NDArray[Any], expected: Bounded | NDArray[Any], exact: bool = False, signed: bool = False
+) -> Comparison:
     """Element by element: |got - expected| ≤ bound, which a NaN does not satisfy.
 
-    Where the expected number is infinite (in the kernel's type) or NaN, the same is required.  ``exact``
-    leaves no room: equal bits, but for the sign of a zero.
+    Where the expected number is infinite (in the kernel's type) or NaN, the same is required; a NaN has to be
+    a quiet one, as arithmetic makes them.  ``exact``
+    leaves no room: equal bits, but for the sign of a zero, which ``signed`` demands.
     """
     value = expected.value if isinstance(expected, Bounded) else expected
     if got.shape != value.shape:
@@ -235,8 +246,10 @@ def compare(got: NDArray[Any], expected: Bounded | NDArray[Any], exact: bool = F
         limits = np.broadcast_to(expected.error, got.shape)
     finite = np.isfinite(rounded)
     errors = np.where(finite, abs(got.astype(value.dtype) - value), 0.0)
-    same = np.where(np.isnan(rounded), np.isnan(got), got == rounded)
+    same = np.where(np.isnan(rounded), np.isnan(got) & _is_quiet(got), got == rounded)
     fits = np.where(finite, (errors <= limits) & np.isfinite(limits), same)
+    if signed:
+        fits &= (rounded != 0) | (got != 0) | (np.signbit(got) == np.signbit(rounded))
     ratios = np.where(limits > 0, errors / np.where(limits > 0, limits, 1), np.where(errors > 0, np.inf, 0))
     ratios = np.where(fits | (ratios > 1), ratios, np.inf)
     worst = np.unravel_index(int(np.argmax(ratios)), got.shape)
@@ -248,6 +261,14 @@ def compare(got: NDArray[Any], expected: Bounded | NDArray[Any], exact: bool = F
     place = ", ".join(str(int(index)) for index in worst)
     problem = f"{int((~fits).sum())} of {got.size} elements are wrong, the worst at ({place}): "
     return Comparison(error, bound, problem + f"{got[worst]} instead of {rounded[worst]}")
+
+
+def _is_quiet(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of NaNs: whether the first bit of the fraction is set."""
+    if values.dtype.kind != "f":
+        return np.ones(values.shape, np.bool_)
+    bit = np.finfo(values.dtype).nmant - 1
+    return np.asarray(bits_of(values) >> np.asarray(bit, f"u{values.dtype.itemsize}") & 1, np.bool_)
 
 
 def _share(error: float, bound: float) -> float:

@@ -40,12 +40,16 @@ def bits_of(values: Host) -> Host:
 
 @dataclass(frozen=True)
 class Output:
-    """What a kernel wrote, and what it should have written; ``exact`` leaves no rounding error."""
+    """What a kernel wrote, and what it should have written.
+
+    ``exact`` leaves no rounding error; ``signed`` demands that zeros have the sign of the expected ones.
+    """
 
     name: str
     array: Array
     expected: Callable[[], Bounded | Host]
     exact: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +45,6 @@ LEAST_SHARE = 0.97
 START_LIMIT = 120.0  # seconds until a process says what it does first
 DEATH_LIMIT = 60.0  # and from its last word to its end
 VERDICTS = (CAUGHT, SURVIVED, EQUIVALENT, NOT_COMPILED)
-REASONS = Path(__file__).with_name("mutation_survivors.toml")
 SOURCES = ("kernel.py", "parameters.py", "ops", "emulator", "proof")  # what a verdict depends on
 
 
@@ -64,14 +62,6 @@ class Verdict:
     def apart(self) -> bool:
         """Whether it is counted apart: a fence, a wait or a hint."""
         return self.mutant.operator == APART
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a survivor survives; ``harmless``: it is claimed that nobody could notice."""
-
-    text: str
-    harmless: bool
 
 
 # ---- which mutants ---------------------------------------------------------------------------------------
@@ -100,28 +90,6 @@ def select(mutants: Sequence[Mutant], seed: int = SEED, count: int = COUNT) -> l
     return sorted(chosen, key=lambda mutant: mutant.number)
 
 
-def sample(seed: int, count: int) -> list[Mutant]:
-    """A few of the recorded selection, for a run by the seed of the day."""
-    return random.Random(seed).sample(select(all_mutants()), count)
-
-
-@functools.cache
-def reasons() -> Mapping[tuple[Any, ...], Reason]:
-    """The survivors on record, by the mutant's identity."""
-    recorded = tomllib.loads(REASONS.read_text(encoding="utf-8")).get("survivor", [])
-    return {
-        (one["file"], one["context"], one["column"], one["operator"], one["before"], one["after"]): Reason(
-            one["reason"], one["harmless"]
-        )
-        for one in recorded
-    }
-
-
-def reason_for(mutant: Mutant) -> Reason | None:
-    """The recorded reason of a survivor."""
-    return reasons().get(mutant.identity)
-
-
 # ---- the run ---------------------------------------------------------------------------------------------
 
 Progress = Callable[[int, int, Verdict], None]
@@ -138,11 +106,14 @@ def run(
     todo = [mutant for mutant in mutants if results.known(mutant) is None]
     done = len(mutants) - len(todo)
     lock = threading.Lock()
+    stopped = threading.Event()
 
     def one(mutant: Mutant) -> None:
         nonlocal done
         verdict = judge(mutant, results.folder)
         with lock:
+            if stopped.is_set():
+                return  # it may have been ended, which is no verdict
             done += 1
             results.add(verdict)
             if progress is not None:
@@ -150,9 +121,19 @@ def run(
 
     if todo:
         runtime_library()  # once, rather than in every process
-        with ThreadPoolExecutor(jobs) as pool:
+        pool = ThreadPoolExecutor(jobs)
+        try:
             for outcome in [pool.submit(one, mutant) for mutant in todo]:
                 outcome.result()
+        except BaseException:  # Ctrl-C too: what runs is ended, and judged again in the next run
+            with lock:
+                stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(_running):
+                end(process)
+            raise
+        finally:
+            pool.shutdown()
     found = [results.known(mutant) for mutant in mutants]
     return [verdict for verdict in found if verdict is not None]
 
@@ -240,6 +221,9 @@ def cache_beside(folder: Path) -> Path:
     return own.parent
 
 
+_running: set[subprocess.Popen[str]] = set()  # what a run that is stopped has to end
+
+
 def watch(mutant: Path, original: Path, file: str, kept: Path, cache: Path, patience: float = 1.0) -> Outcome:
     """What a process says that takes the steps; it is ended where a step takes too long."""
     command = [sys.executable, "-m", mutation_check.__name__, "--mutant", str(mutant), "--file", file]
@@ -252,11 +236,13 @@ def watch(mutant: Path, original: Path, file: str, kept: Path, cache: Path, pati
             start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None, "opened as a pipe"
+        _running.add(process)
         try:
             message, fault = _follow(process.stdout, patience)
             if not fault:
                 process.wait(DEATH_LIMIT)
         finally:
+            _running.discard(process)
             end(process)
         if "verdict" in message:
             return Outcome(**message)

@@ -5,7 +5,8 @@ DIR is a copy of ``kernels/`` in which FILE has been changed.  In this order, ch
 1. The machine code of every kernel that includes FILE is compared with the original's, some instantiations
    before the others.  A kernel whose code differs is checked at once, up to the first case that fails.
 2. Where no instantiation differs the mutant is equivalent.
-3. The kernels whose code differs are sanitized, and then checked over the whole grid.
+3. The kernels that try what FILE promises as a header (``proof/headers``) are sanitized, then those whose code
+   differs; last these are checked over the whole grid.
 
 This process may hang or die of what it runs, so another one watches it (``mutation.py``).  It writes lines of
 JSON: before each step {"step", "limit"} with the seconds that the step may take, and whether the mutant runs
@@ -32,13 +33,14 @@ from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.launch import launch_through
 from handgrad.emulator.watched import MODES, SEARCHES
 from handgrad.kernel import Entry, KernelError
+from handgrad.proof import headers, launch_description
 from handgrad.proof.correctness import QUICK_SEEDS, SEEDS, Case, Group, run_trial
 from handgrad.proof.guarded import Memory
 from handgrad.proof.mutation_code import Original, emulated_differs, has_nvrtc
 from handgrad.proof.sanitize import Finding, sanitize
 from handgrad.proof.sanitizer_process import is_small
 from handgrad.proof.trials import DTYPES, Trial
-from handgrad.proof.workload import of_trial
+from handgrad.proof.workload import Workload, of_launch, of_trial
 
 Launch = tuple[Path, str, str]  # a source, an instantiation, and how it is built
 
@@ -46,6 +48,7 @@ CAUGHT, SURVIVED, EQUIVALENT, NOT_COMPILED = "caught", "survived", "equivalent",
 BUILD_LIMIT, QUICK_LIMIT, WHOLE_LIMIT = 600.0, 60.0, 200.0  # seconds that a step may take on a busy machine
 SANITIZE_LIMIT = 400.0
 QUICK, WHOLE, SANITIZE = "check --quick", "check", "sanitize"
+HEADERS = "headers"  # the kernels that try what the shared headers promise
 SANITIZED_SEEDS = 5  # random orders
 CHEAP = ("activation", "batch", "optimizer", "linear.reduce_partials", "loss", "linear")  # to compile first
 FEW = 3  # instantiations that are compared before all of them, where there are many
@@ -91,6 +94,7 @@ class Judge:
             for entry in entries:
                 self.check(entry.op, quick=True)
             self.compare_emulated()
+        self.sanitize_headers()
         for entry in entries:
             self.sanitize(entry.op)
         for entry in entries:
@@ -154,13 +158,25 @@ class Judge:
                 for trial, fresh in in_order(trials, self.built, MODES[search]):
                     self.build(fresh)
                     say(str(trial), SANITIZE_LIMIT, runs=f"{SANITIZE} ({search})")
-                    for finding in findings(search, trial):
+                    for finding in findings(search, trial.op, of_trial(trial)):
                         raise Decided(CAUGHT, f"{SANITIZE} ({search})", finding.message, str(trial))
 
+    def sanitize_headers(self) -> None:
+        """Run the kernels that try what the changed file promises, if it is a header that they include."""
+        for source, launches in headers.sources_with(self.file):
+            for one in launch_description.read(launches):
+                for search in SEARCHES:
+                    self.build([(source, one.kernel, MODES[search])])
+                    say(f"{HEADERS} {one.kernel}", SANITIZE_LIMIT, runs=f"{SANITIZE} ({search})")
+                    for finding in findings(search, one.kernel, of_launch(source, one)):
+                        raise Decided(
+                            CAUGHT, f"{SANITIZE} ({search})", finding.message, f"{HEADERS} {one.kernel}"
+                        )
 
-def findings(search: str, trial: Trial) -> list[Finding]:
-    """Of one search, in one trial."""
-    verdicts = sanitize(trial.op, [of_trial(trial)], [search], range(SANITIZED_SEEDS))
+
+def findings(search: str, name: str, workload: Workload) -> list[Finding]:
+    """Of one search, in one workload."""
+    verdicts = sanitize(name, [workload], [search], range(SANITIZED_SEEDS))
     return [finding for verdict in verdicts for finding in verdict.findings]
 
 
@@ -171,11 +187,20 @@ def run(by: str, trial: Trial) -> Case:
 
 def fails(by: str, name: str) -> str:
     """What is wrong with the trial of this name in the kernels as they are; "" if nothing."""
+    if name.startswith(f"{HEADERS} "):
+        search = next(search for search in SEARCHES if search in by)
+        return "; ".join(
+            finding.message
+            for source, launches in headers.sources()
+            for one in launch_description.read(launches)
+            if name == f"{HEADERS} {one.kernel}"
+            for finding in findings(search, one.kernel, of_launch(source, one))
+        )
     op, dtype, _ = name.split(" ", 2)
     trial = next(one for one in Group(op, dtype, by != WHOLE).trials() if str(one) == name)
     for search in SEARCHES:
         if search in by:
-            return "; ".join(finding.message for finding in findings(search, trial))
+            return "; ".join(finding.message for finding in findings(search, trial.op, of_trial(trial)))
     case = run(by, trial)
     return "" if case.passed else case.detail
 

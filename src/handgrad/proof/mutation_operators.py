@@ -89,8 +89,7 @@ class Mutant:
     @property
     def identity(self) -> tuple[str, str, int, str, str, str]:
         """What stays the same where lines above are added or taken away."""
-        occurrence = self.column - 1
-        return (self.file, self.context, occurrence, self.operator, self.before, self.after)
+        return (self.file, self.context, self.column, self.operator, self.before, self.after)
 
     def __str__(self) -> str:
         change = f"{one_line(self.before)!r} -> {one_line(self.after)!r}"

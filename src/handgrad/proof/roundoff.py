@@ -147,8 +147,8 @@ class Bounded:
         return self._computed(root, np.where(self.value > self.error, linear, np.sqrt(self.error)))
 
     def positive(self) -> Bounded:
-        """max(this, 0); a NaN stays."""
-        return Bounded(np.maximum(self.value, 0), self.error, self.precision)
+        """max(this, 0); what is not below 0 stays as it is, -0 and NaN too."""
+        return Bounded(np.where(self.value < 0, 0, self.value), self.error, self.precision)
 
     def where(self, mask: NDArray[np.bool_]) -> Bounded:
         """This where ``mask`` holds, else an exact 0."""

@@ -28,7 +28,7 @@ import numpy as np
 from handgrad import emulator, kernel
 from handgrad.emulator.launch import launch_through
 from handgrad.emulator.watched import MODES
-from handgrad.proof import launch_description
+from handgrad.proof import headers, launch_description
 from handgrad.proof.guarded import Memory
 from handgrad.proof.sanitize import Finding, Progress, Verdict, sanitize
 from handgrad.proof.trials import Trial, trials
@@ -240,6 +240,15 @@ def tasks_of_file(source: Path, launches: Path, detectors: Sequence[str], seeds:
     return [
         Task(expression, tuple(detectors), tuple(seeds), source=str(source), launches=str(launches))
         for expression in expressions
+    ]
+
+
+def tasks_of_headers(detectors: Sequence[str], seeds: Sequence[int]) -> list[Task]:
+    """The kernels that try what the shared headers promise."""
+    return [
+        task
+        for source, launches in headers.sources()
+        for task in tasks_of_file(source, launches, detectors, seeds)
     ]
 
 

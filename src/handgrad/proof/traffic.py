@@ -15,6 +15,7 @@ from typing import Any
 
 from handgrad import emulator
 from handgrad.emulator.counting import SECTOR_BYTES, SHARED, LaunchCounts, PlaceCounts, counting
+from handgrad.emulator.errors import LaunchError
 from handgrad.emulator.launch import launch_through
 from handgrad.kernel import Entry, catalogue
 from handgrad.proof import gpus, launch_description, operations
@@ -290,14 +291,18 @@ def _launched(call: Call) -> dict[tuple[Path, str], None]:
 def profile_file(source: Path, description: Path) -> list[Profile]:
     """Profiles of the launches of ``source`` that the TOML file ``description`` describes.
 
-    Raises ``ValueError`` for a wrong description, ``EmulatorError`` for a kernel that does not compile or
-    does what a GPU forbids.
+    Raises ``ValueError`` for a wrong description and one that does not fit its kernel, ``EmulatorError`` for
+    a kernel that does not compile or does what a GPU forbids.
     """
     launches = launch_description.read(description)
     emulator.prebuild([(source, one.kernel) for one in launches], mode="count")
     found = []
     for one in launches:
-        with counting() as counted:
-            emulator.launch(source, one.kernel, one.grid, one.block, one.make_arguments(emulator), one.shared)
+        arguments = one.make_arguments(emulator)
+        try:
+            with counting() as counted:
+                emulator.launch(source, one.kernel, one.grid, one.block, arguments, one.shared)
+        except (TypeError, LaunchError) as error:  # it does not fit the kernel, or no GPU takes it
+            raise ValueError(f"{one.place}: {error}") from None
         found += [Profile(counts) for counts in counted]
     return found

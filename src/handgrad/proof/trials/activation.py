@@ -35,7 +35,8 @@ def forward(
     z = np.array([SPECIAL] * N, dtype) if special else m.normal((N, H), dtype, 4.0)
     given, a = _arrays(m, z, layout, out)
     activation.forward(given, name, out=a)
-    return [Output("a", a, lambda: reference.activation_forward(z, name))]
+    keeps = name in ("relu", "identity")  # what is not below 0 stays, -0 too
+    return [Output("a", a, lambda: reference.activation_forward(z, name), signed=keeps)]
 
 
 def backward(

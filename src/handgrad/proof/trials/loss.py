@@ -21,7 +21,7 @@ Host = NDArray[Any]
 MSE = tuple(("mse", name) for name in activation_op.NAMES)
 ELEMENTWISE = (*MSE, ("bce", "identity"))
 ROWS = (("cross_entropy", "identity"), ("hinge", "identity"))
-KINDS = ("normal", "integers", "huge", "infinite", "special")
+KINDS = ("normal", "integers", "huge", "peak", "infinite", "special")
 MORE_COLUMNS = (3, 5, 33, 100)  # so that 4, 8 and 32 lanes share a row, and loop over it
 MORE_THAN_THE_GRID = {  # N, C: rows and elements that blocks loop over
     "elementwise": (1000, loss.MAX_BLOCKS * loss.THREADS // 1000 + 2),
@@ -37,6 +37,8 @@ def forward_backward(
     Z = m.integers(-8, 8, (N, C), dtype) if kind == "integers" else m.normal((N, C), dtype, 3.0)
     if kind == "huge":
         Z = np.sign(Z) * np.asarray(1e4, dtype)
+    elif kind == "peak":  # one logit above the others, in every column of some row
+        Z[np.arange(N), np.arange(N) % C] = 1e4
     elif kind == "infinite":
         Z[0, 0] = -np.inf
     elif kind == "special":

@@ -6,12 +6,24 @@
 // Dynamic shared memory of the block, as `T* name`; on a GPU `extern __shared__`.
 #define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(emulated::current->dynamic_shared)
 
+#ifdef EMULATED_INDICES
+extern "C" EMULATED_API void emulated_index_past_end(int index, int length);  // watch/memory.cpp
+#endif
+
 namespace emulated {
 
 // What a GPU does with a misaligned vector access: ends the grid with an error.
 inline void require_aligned(const void* pointer, unsigned bytes, const char* file, int line) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0)
         fail_memory({file, line}, "misaligned %u-byte access to address 0x%zx", bytes, reinterpret_cast<uintptr_t>(pointer));
+}
+
+// An index into a thread's own array of `length` elements, which the search for memory faults alone compares: a
+// reference to the element past the end is none of what -fsanitize=bounds reports.
+EMULATED_INLINE void require_index([[maybe_unused]] int index, [[maybe_unused]] int length) {
+#ifdef EMULATED_INDICES
+    if (static_cast<unsigned>(index) >= static_cast<unsigned>(length)) emulated_index_past_end(index, length);
+#endif
 }
 
 template <typename To, typename From>

@@ -48,6 +48,12 @@ const Variable* variable_around(Address address) {
     stop_grid(Fault::memory, "%s %s %zu bytes, %s, at <place 0>", thread.text, what, bytes, where);
 }
 
+[[noreturn]] void report_index(int index, int length, const void* place) {
+    watched->places[0] = address_of(place) - memory.kernel_start();
+    const ThreadName thread(current->index, current->block);
+    stop_grid(Fault::memory, "%s takes element %d of a vector of %d, at <place 0>", thread.text, index, length);
+}
+
 void check(Address address, size_t bytes, bool writes, const void* place) {
     if (!watched || bytes == 0 || memory.is_private(address)) return;
     if (memory.argument_with(address, bytes) >= 0 || memory.shared_with(address, bytes) >= 0) return;
@@ -137,6 +143,11 @@ EMULATED_ENTRY void* __asan_memmove(void* to, const void* from, size_t n) {
 EMULATED_ENTRY void* __asan_memset(void* to, int value, size_t n) {
     emulated::check(emulated::address_of(to), n, true, EMULATED_PLACE);
     return memset(to, value, n);
+}
+
+// emulated/memory.h: require_index.
+EMULATED_ENTRY void emulated_index_past_end(int index, int length) {
+    if (emulated::watched) emulated::report_index(index, length, EMULATED_PLACE);
 }
 
 // ---- UndefinedBehaviorSanitizer's handlers, for the checks that are asked for -----------------------------
