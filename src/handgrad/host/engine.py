@@ -1,0 +1,93 @@
+"""The step of a network on the CPU: rows shared among threads, which work through blocks that stay in cache.
+
+Which thread takes which rows, and the order in which sums are added up, depend on the shape and the number of
+threads alone: the same bits on every run.  BLAS is held to one thread meanwhile, since the rows are already
+shared out.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.host import arrangement, blas, threads
+from handgrad.host.block import Layout
+from handgrad.host.part import Part, add_gradients
+from handgrad.host.rows import Rows
+from handgrad.parameters import FlatParameters
+
+KEPT_PLANS = 64
+Ranges = tuple[tuple[tuple[int, int], ...], ...]
+
+
+class Engine:
+    """Loss and gradients of one network, in ``gradients``; not for two threads at a time."""
+
+    def __init__(self, layout: Layout, reduction: str, parameters: FlatParameters) -> None:
+        self.layout, self.reduction, self.parameters = layout, reduction, parameters
+        self.gradients = parameters.like()
+        self.parts = [Part(layout, parameters, self.gradients)]
+        sizes = layout.sizes
+        products = sum(d * h for d, h in itertools.pairwise(sizes))
+        self.row_flops = 2 * (3 * products - sizes[0] * sizes[1])  # no dX
+        self._plans: dict[tuple[int, int], tuple[arrangement.Cut, Ranges]] = {}
+        self._blas = blas.find()
+
+    def run(self, rows: Rows, backward: bool = True, dX: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The loss, 0-d; ``backward`` also sets ``gradients``, and ``dX`` (N, D) where given."""
+        N = len(rows)
+        count = N * (self.layout.sizes[-1] if self.layout.loss in ("mse", "bce") else 1)
+        scale = 1.0 if self.reduction == "sum" else 1.0 / count if count else float("nan")
+        if N == 0:
+            self.gradients.flat[...] = 0
+            return np.asarray(0.0 * scale, dtype=self.layout.dtype)
+        held = self._blas.controllable
+        if held:
+            self._blas.hold()
+        try:
+            cut, ranges = self._plan(N)
+            while len(self.parts) < len(ranges):
+                self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
+            parts = self.parts[: len(ranges)]
+            factor = None if scale == 1.0 else self.layout.dtype.type(scale)
+            if len(parts) == 1:
+                parts[0].run(rows, ranges[0], cut, factor, backward, dX)
+            else:
+                work: list[Callable[[], None]] = [
+                    functools.partial(part.run, rows, its, cut, factor, backward, dX)
+                    for part, its in zip(parts, ranges, strict=True)
+                ]
+                threads.run(work)
+                if backward:
+                    add_gradients(parts)
+        finally:
+            if held:
+                self._blas.release()
+        total = 0.0
+        for part in parts:
+            total += part.total
+        return np.asarray(total * scale, dtype=self.layout.dtype)
+
+    def _plan(self, N: int) -> tuple[arrangement.Cut, Ranges]:
+        """How N rows are cut, and the blocks of each part."""
+        number = arrangement.parts(N, N * self.row_flops)
+        plan = self._plans.get((N, number))
+        if plan is None:
+            share = -(-N // number)
+            cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize)
+            ranges = tuple(
+                tuple(
+                    (start, min(start + cut.block, (part + 1) * share, N))
+                    for start in range(part * share, min((part + 1) * share, N), cut.block)
+                )
+                for part in range(number)
+            )
+            if len(self._plans) == KEPT_PLANS:
+                del self._plans[next(iter(self._plans))]
+            plan = self._plans[N, number] = cut, ranges
+        return plan
