@@ -191,7 +191,9 @@ def test_a_dropped_division_by_the_samples_is_noticed(loss, monkeypatch):
         return value, right(Z, y, loss, output, "sum", out, workspace)[1]
 
     monkeypatch.setattr(loss_op, "forward_backward", without_division)
-    monkeypatch.setattr(Block, "forward", lambda self, X, y, scale: right_in_blocks(self, X, y, None))
+    monkeypatch.setattr(
+        Block, "forward", lambda self, X, y, scale, step: right_in_blocks(self, X, y, None, step)
+    )
     assert_noticed(two_layer("tanh", loss))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from handgrad.host import blas
 
 # OpenBLAS multiplies without packing up to 100³ multiplications (interface/gemm.c, *_small_matrix_permit).
-SMALL_PRODUCT = 940_000
+SMALL_PRODUCT = 1_000_000
 FORWARD_TILES = (48, 24, 12, 8, 4)  # rows that its kernels take without a remainder
 INPUT_TILES = (64, 32, 16, 8, 4)
 WEIGHT_TILES = range(64, 7, -4)

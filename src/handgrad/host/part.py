@@ -26,6 +26,7 @@ class Part:
         self.memory = Memory(0, layout.dtype)
         self.blocks: dict[tuple[int, Cut], Block] = {}
         self.total = 0.0
+        self.step = 0
 
     def block(self, n: int, cut: Cut) -> Block:
         """The block of ``n`` rows."""
@@ -58,11 +59,12 @@ class Part:
     ) -> None:
         """Set ``total`` to the summed loss over ``ranges`` and, ``backward``, the gradients to theirs."""
         total, first = 0.0, True
+        self.step += 1
         for start, stop in ranges:
             block = self.block(stop - start, cut)
             X, y = rows.block(start, stop, self.memory)
             try:
-                total += block.forward(X, y, scale if backward else None)
+                total += block.forward(X, y, scale if backward else None, self.step)
             except LabelError as error:
                 raise LabelError(error.C, error.label, error.sample + start) from None
             if backward:

@@ -1,8 +1,8 @@
 """Matrix products ``out = A B``, whole or in tiles of rows.
 
 A tile of a few rows times all of B is so small a product that some BLAS do it straight from the operands,
-without copying them into packed panels first; on skinny products (H = 50) that is a third faster.  One call of
-``np.matmul`` on a stack of tiles runs them all in C.
+without copying them into packed panels first, which costs more than it gains where a side is short (H = 50).
+One call of ``np.matmul`` on a stack of tiles runs them all in C.
 """
 
 from __future__ import annotations

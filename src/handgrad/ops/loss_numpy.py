@@ -1,9 +1,9 @@
 """The losses in NumPy, without an allocation once made.
 
 Each is made for logits of one shape, dtype and order of memory, and is then called with such ``Z`` (N, C),
-with ``y`` and with ``dZ`` of the same order, which it fills with the gradient of the *sum* over the samples; it
-returns that sum.  The formulas stand in :mod:`handgrad.ops.loss`.  In Fortran order, sums over the classes of
-a sample run along whole vectors of samples.  Test: ``tests/test_loss.py``.
+with ``y`` and with ``dZ`` of the same order, which it fills with the gradient of the *sum* over the samples;
+it returns that sum.  The formulas stand in :mod:`handgrad.ops.loss`.  In Fortran order, sums over the classes
+of a sample run along whole vectors of samples.  Test: ``tests/test_loss.py``.
 """
 
 from __future__ import annotations
