@@ -26,6 +26,7 @@ class MeanSquaredError:
         self.output = output
         self.predicted = np.empty_like(Z) if output != "identity" else None
         self.residual = np.empty_like(Z)
+        self.targets = _targets_like(Z)
         self.scratch = activation_op.Scratch(Z)
 
     def __call__(self, Z: Floats, y: Floats, dZ: Floats) -> float:
@@ -33,7 +34,7 @@ class MeanSquaredError:
         if self.predicted is not None:
             predicted = self.predicted
             activation_op._FORWARD[self.output](Z, predicted, self.scratch)
-        residual = np.subtract(predicted, y, out=self.residual)
+        residual = np.subtract(predicted, _in_order(y, self.targets), out=self.residual)
         np.add(residual, residual, out=dZ)
         if self.predicted is not None:
             activation_op._BACKWARD[self.output](predicted, dZ, dZ, self.scratch)
@@ -46,10 +47,12 @@ class BinaryCrossEntropy:
 
     def __init__(self, Z: Floats, output: str = "identity") -> None:
         self.terms, self.part = np.empty_like(Z), np.empty_like(Z)
+        self.targets = _targets_like(Z)
         self.scratch = activation_op.Scratch(Z)
 
     def __call__(self, Z: Floats, y: Floats, dZ: Floats) -> float:
         terms, part = self.terms, self.part
+        y = _in_order(y, self.targets)
         np.maximum(Z, 0, out=terms)
         terms -= np.multiply(Z, y, out=part)
         np.abs(Z, out=part)
@@ -59,6 +62,19 @@ class BinaryCrossEntropy:
         activation_op._FORWARD["sigmoid"](Z, dZ, self.scratch)
         dZ -= y
         return float(np.add.reduce(terms, axis=None))
+
+
+def _targets_like(Z: Floats) -> Floats | None:
+    """Room for targets in the order of Z, where that is not theirs."""
+    return None if Z.flags.c_contiguous else np.empty_like(Z)
+
+
+def _in_order(y: Floats, targets: Floats | None) -> Floats:
+    """``y`` as it is, or copied to ``targets``: arrays of different orders would meet in a buffer."""
+    if targets is None:
+        return y
+    np.copyto(targets, y)
+    return targets
 
 
 class _Rows:
