@@ -15,7 +15,7 @@ from golden import make_golden
 from reference_network import Bounded, assert_within, network
 
 import handgrad as hg
-from handgrad.host import arrangement, blas, threads
+from handgrad.host import arrangement, blas, threads, update
 from handgrad.host import network as host_network
 from handgrad.host.arrangement import Cut
 from handgrad.host.products import Product
@@ -237,6 +237,36 @@ def test_the_same_bits_whoever_works(monkeypatch):
     for other in others:
         other.join()
     assert found == [{expected}] * 3
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch, clip_norm):
+    def trained(make, frozen):
+        config, X, y, parameters = problem((40, 30, 5), 90, "cross_entropy")
+        net = network_on("cpu", config, parameters, "float32")
+        optimizer = make()
+        for names in (frozen, ()):
+            net.unfreeze()
+            net.freeze(*names)
+            for rows in (90, 90, 64, 90):
+                net.train_step(X[:rows].astype(np.float32), y[:rows], optimizer, clip_norm)
+        return net.flat_parameters.flat.tobytes() + b"".join(
+            v.tobytes() for v in optimizer.state_arrays().values()
+        )
+
+    forced(monkeypatch, 3, block=16)
+    for make in (
+        lambda: hg.SGD(0.1),
+        lambda: hg.SGD(0.1, 0.9, True, 0.01),
+        lambda: hg.AdamW(0.01),
+        lambda: hg.Adam(0.01, weight_decay=0.1),
+    ):
+        for frozen in ((), ("W1", "b2")):
+            monkeypatch.setattr(update, "SHARED_LEAST", 10**9)
+            single = trained(make, frozen)
+            monkeypatch.setattr(update, "SHARED_LEAST", 0)
+            monkeypatch.setattr(update, "SHARED_BLOCK", 192)
+            assert trained(make, frozen) == single
 
 
 def test_a_label_out_of_range_is_named_by_its_sample(monkeypatch):

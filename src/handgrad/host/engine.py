@@ -19,6 +19,8 @@ from handgrad.host import arrangement, blas, threads
 from handgrad.host.block import Layout
 from handgrad.host.part import Part, add_gradients
 from handgrad.host.rows import Rows
+from handgrad.host.update import Update
+from handgrad.ops.optimizer import Optimizer
 from handgrad.parameters import FlatParameters
 
 KEPT_PLANS = 64
@@ -37,13 +39,32 @@ class Engine:
         self.row_flops = 2 * (3 * products - sizes[0] * sizes[1])  # no dX
         self._plans: dict[tuple[int, int], tuple[arrangement.Cut, Ranges]] = {}
         self._blas = blas.find()
+        self.working: list[Part] = []  # whose gradients make up those of the last step
+        self._updates: dict[int, Update] = {}  # by the number of parts
 
     def run(self, rows: Rows, backward: bool = True, dX: NDArray[Any] | None = None) -> NDArray[Any]:
         """The loss, 0-d; ``backward`` also sets ``gradients``, and ``dX`` (N, D) where given."""
+        value = self._run(rows, backward, dX)
+        if backward:
+            add_gradients(self.working)
+        return value
+
+    def step(self, rows: Rows, optimizer: Optimizer, clip_norm: float | None) -> NDArray[Any]:
+        """The loss, 0-d, before a step of ``optimizer``."""
+        value = self._run(rows, True, None)
+        update = self._updates.get(len(self.working))
+        if update is None or not update.fits(optimizer):
+            update = Update(optimizer, self.parameters, self.working)
+            self._updates[len(self.working)] = update
+        update.run(clip_norm)
+        return value
+
+    def _run(self, rows: Rows, backward: bool, dX: NDArray[Any] | None) -> NDArray[Any]:
         N = len(rows)
         count = N * (self.layout.sizes[-1] if self.layout.loss in ("mse", "bce") else 1)
         scale = 1.0 if self.reduction == "sum" else 1.0 / count if count else float("nan")
         if N == 0:
+            self.working = self.parts[:1]
             self.gradients.flat[...] = 0
             return np.asarray(0.0 * scale, dtype=self.layout.dtype)
         held = self._blas.controllable
@@ -53,7 +74,7 @@ class Engine:
             cut, ranges = self._plan(N)
             while len(self.parts) < len(ranges):
                 self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
-            parts = self.parts[: len(ranges)]
+            parts = self.working = self.parts[: len(ranges)]
             factor = None if scale == 1.0 else self.layout.dtype.type(scale)
             if len(parts) == 1:
                 parts[0].run(rows, ranges[0], cut, factor, backward, dX)
@@ -63,8 +84,6 @@ class Engine:
                     for part, its in zip(parts, ranges, strict=True)
                 ]
                 threads.run(work)
-                if backward:
-                    add_gradients(parts)
         finally:
             if held:
                 self._blas.release()

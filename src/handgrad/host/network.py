@@ -51,10 +51,7 @@ def loss_and_grad(net: MLP, X: Numbers, y: Numbers, out: Gradients, input_grad: 
 
 def train_step(net: MLP, X: Numbers, y: Numbers, optimizer: Optimizer, clip_norm: float | None) -> Numbers:
     """One step; the loss before it."""
-    engine = engine_of(net)
-    value = engine.run(_rows(net, X, y))
-    optimizer.update(net.flat_parameters, engine.gradients.flat, clip_norm)
-    return value
+    return engine_of(net).step(_rows(net, X, y), optimizer, clip_norm)
 
 
 def train_epoch(
@@ -76,8 +73,7 @@ def train_epoch(
     losses = np.empty(-(-len(order) // batch_size), dtype=net.dtype)
     for step in range(len(losses)):
         part = order[step * batch_size : (step + 1) * batch_size]
-        losses[step] = engine.run(Rows(X, y, net.dtype, part, scale, shift))
-        optimizer.update(net.flat_parameters, engine.gradients.flat, clip_norm)
+        losses[step] = engine.step(Rows(X, y, net.dtype, part, scale, shift), optimizer, clip_norm)
     return losses
 
 

@@ -191,14 +191,14 @@ class Optimizer:
     # ---- NumPy --------------------------------------------------------------------------------------------
 
     def _update_numpy(self, parameters: FlatParameters, gradient: Floats, clip_norm: float | None) -> None:
-        self._steps += 1
+        self.count_step()
         bound, frozen = self._blocks_of
         if bound is not gradient or frozen != parameters.frozen:
             self._blocks = [
                 (
                     parameters.flat[start:stop],
                     gradient[start:stop],
-                    [state.flat[start:stop] for state in self._state.values()],
+                    self.state_slices(slice(start, stop)),
                     *self._scratch[:, : stop - start],
                 )
                 for part in parameters.trainable_slices()
@@ -211,9 +211,23 @@ class Optimizer:
             squares = sum(float(np.square(g, dtype=np.float64).sum()) for _, g, *_ in self._blocks)
             scale = float(np.minimum(1.0, clip_norm / (math.sqrt(squares) + NORM_EPSILON)))  # a NaN stays
         for w, g, states, scaled, e in self._blocks:
-            if scale != 1.0 or self._writes_gradient:
-                g = np.multiply(g, scale, out=scaled)
-            self._apply(w, g, states, e)
+            self.apply_block(w, g, states, scaled, e, scale)
+
+    def count_step(self) -> None:
+        """Another step begins (NumPy)."""
+        self._steps += 1
+
+    def state_slices(self, part: slice) -> list[Floats]:
+        """The state of this part of the parameters, buffer by buffer."""
+        return [state.flat[part] for state in self._state.values()]
+
+    def apply_block(
+        self, w: Floats, g: Floats, states: list[Floats], scaled: Floats, e: Floats, scale: float = 1.0
+    ) -> None:
+        """The rule on one block of NumPy arrays; ``g`` stays as it is, ``scaled`` and ``e`` are scratch."""
+        if scale != 1.0 or self._writes_gradient:
+            g = np.multiply(g, scale, out=scaled)
+        self._apply(w, g, states, e)
 
     def _apply(self, w: Floats, g: Floats, states: list[Floats], e: Floats) -> None:
         """The rule on one block, in place; ``e`` may be overwritten, and ``g`` where ``_writes_gradient``."""
