@@ -1,7 +1,7 @@
 """How a step is cut: rows a block, rows a tile of a product; from the shape, the BLAS and the cache sizes.
 
-Nothing here is measured: the same shape on the same kind of machine is always cut alike, so that the same
-seed and data give the same bits.
+Nothing is measured on the way: the same shape on the same machine is always cut alike, so that the same seed
+and data give the same bits.  What :func:`handgrad.host.tuning.tune` measured, when asked, is used after that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from handgrad.host import blas
+from handgrad.host import blas, remembered
 
 # OpenBLAS multiplies without packing up to 100³ multiplications (interface/gemm.c, *_small_matrix_permit).
 SMALL_PRODUCT = 1_000_000
@@ -36,7 +36,26 @@ class Cut:
 
 @functools.lru_cache(maxsize=256)
 def cut(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
-    """The arrangement for a network of these widths and at most ``rows`` rows a block."""
+    """How a network of these widths works on a thread's share of ``rows`` rows: as measured, or by rule."""
+    rows = min(rows, MOST_BLOCK)
+    entry = remembered.find(sizes, rows, itemsize)
+    measured = None if entry is None else _measured(entry, sizes, rows)
+    return measured or rule(sizes, rows, itemsize)
+
+
+def _measured(entry: remembered.Entry, sizes: tuple[int, ...], rows: int) -> Cut | None:
+    """An entry of the file as a cut; None where it makes no sense."""
+    try:
+        block = int(entry["block"])
+        tiles = [tuple(int(tile) for tile in entry[name]) for name in ("forward", "weight", "input")]
+    except (KeyError, TypeError, ValueError):
+        return None
+    sound = 1 <= block <= rows and all(len(part) == len(sizes) - 1 and min(part) >= 0 for part in tiles)
+    return Cut(block, *tiles) if sound else None
+
+
+def rule(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
+    """The arrangement that follows from the shape, the BLAS and the cache sizes."""
     small = blas.find().small_products
     l2 = cache_bytes(2)
     pairs = list(itertools.pairwise(sizes))
@@ -64,6 +83,12 @@ def _divide(d: int, multiplications: int) -> int:
     fitting = [rows for rows in WEIGHT_TILES if rows * multiplications <= SMALL_PRODUCT]
     dividing = [rows for rows in fitting if d % rows == 0]
     return next(iter(dividing or fitting), 0)
+
+
+def row_flops(sizes: tuple[int, ...]) -> int:
+    """Multiplications and additions a row: forward, weight and input products, without dX."""
+    products = sum(d * h for d, h in itertools.pairwise(sizes))
+    return 2 * (3 * products - sizes[0] * sizes[1])
 
 
 def parts(rows: int, flops: float) -> int:

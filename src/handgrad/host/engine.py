@@ -8,7 +8,6 @@ shared out.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from handgrad.ops.optimizer import Optimizer
 from handgrad.parameters import FlatParameters
 
 KEPT_PLANS = 64
+EVEN = 16  # rows: a block is a multiple of it where it can be
 Ranges = tuple[tuple[tuple[int, int], ...], ...]
 
 
@@ -34,9 +34,7 @@ class Engine:
         self.layout, self.reduction, self.parameters = layout, reduction, parameters
         self.gradients = parameters.like()
         self.parts = [Part(layout, parameters, self.gradients)]
-        sizes = layout.sizes
-        products = sum(d * h for d, h in itertools.pairwise(sizes))
-        self.row_flops = 2 * (3 * products - sizes[0] * sizes[1])  # no dX
+        self.row_flops = arrangement.row_flops(layout.sizes)
         self._plans: dict[tuple[int, int], tuple[arrangement.Cut, Ranges]] = {}
         self._blas = blas.find()
         self.working: list[Part] = []  # whose gradients make up those of the last step
@@ -100,13 +98,16 @@ class Engine:
             share = -(-N // number)
             cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize)
             ranges = tuple(
-                tuple(
-                    (start, min(start + cut.block, (part + 1) * share, N))
-                    for start in range(part * share, min((part + 1) * share, N), cut.block)
-                )
-                for part in range(number)
+                _blocks(part * share, min((part + 1) * share, N), cut.block) for part in range(number)
             )
             if len(self._plans) == KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
             plan = self._plans[N, number] = cut, ranges
         return plan
+
+
+def _blocks(start: int, stop: int, most: int) -> tuple[tuple[int, int], ...]:
+    """Rows start .. stop-1 in as few blocks of at most ``most`` as there must be, of nearly equal size."""
+    number = -(-(stop - start) // most)
+    rows = min(most, -(-(stop - start) // (number * EVEN)) * EVEN)
+    return tuple((begin, min(begin + rows, stop)) for begin in range(start, stop, rows))
