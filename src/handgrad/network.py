@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.arrays import Array, Device, get_array_module, resolve_device, to_numpy
+from handgrad.host import network as host
 from handgrad.initialization import INITIALIZATIONS, initial_values, parameter_shapes
 from handgrad.ops import activation as activation_op
 from handgrad.ops import batch, linear
@@ -30,6 +31,7 @@ from handgrad.ops.workspace import Workspace
 from handgrad.parameters import FlatParameters
 
 if TYPE_CHECKING:
+    from handgrad.host.engine import Engine
     from handgrad.ops.optimizer import Optimizer
 
 PREDICT_ROWS = 8192  # rows that predict works on at a time, so that its memory does not grow with N
@@ -110,6 +112,7 @@ class MLP:
             self.load_parameters(initial_values(shapes, init, self.seed))
         self._workspace = Workspace()
         self._step_gradients: Gradients | None = None
+        self._engine: Engine | None = None  # on the CPU, made by the first step
 
     @property
     def layers(self) -> int:
@@ -205,6 +208,8 @@ class MLP:
 
     def loss(self, X: Array, y: Array) -> Array:
         """The loss alone, 0-d, on the device."""
+        if self.xp is np:
+            return host.loss(self, self._matrix(X), self._targets(y))
         X, y = self._inputs(X), self._targets(y)
         with self.device:
             Z = self._logits(X, self._workspace)[-1]
@@ -246,9 +251,15 @@ class MLP:
         overwritten; otherwise they are new.  Raises ``ValueError`` for shapes, ``TypeError`` for kinds of
         array that do not fit.
         """
-        X, y = self._inputs(X), self._targets(y)
         if out is not None:
             self._check_gradients(out)
+        if self.xp is np and not intermediates:
+            gradients = Gradients(self.flat_parameters.like()) if out is None else out
+            gradients.intermediates = {}
+            return host.loss_and_grad(
+                self, self._matrix(X), self._targets(y), gradients, input_grad
+            ), gradients
+        X, y = self._inputs(X), self._targets(y)
         with self.device:
             gradients = Gradients(self.flat_parameters.like()) if out is None else out
             gradients.intermediates = {}
@@ -309,6 +320,8 @@ class MLP:
 
     def train_step(self, X: Array, y: Array, optimizer: Optimizer, clip_norm: float | None = None) -> Array:
         """One step of ``optimizer`` on the batch (X, y); returns the loss before it, 0-d, on the device."""
+        if self.xp is np:
+            return host.train_step(self, self._matrix(X), self._targets(y), optimizer, clip_norm)
         if self._step_gradients is None:
             with self.device:
                 self._step_gradients = Gradients(self.flat_parameters.like())
@@ -340,6 +353,8 @@ class MLP:
         if X.shape[0] != y.shape[0]:
             raise ValueError(f"y: expected {X.shape[0]} targets, one a row of X, got {y.shape[0]}")
         numbers = _row_numbers(order, int(X.shape[0]))
+        if self.xp is np:
+            return host.train_epoch(self, X, y, numbers, int(batch_size), optimizer, clip_norm, scale, shift)
         steps = -(-len(numbers) // batch_size)
         with self.device:
             rows = self.xp.asarray(numbers)
@@ -365,10 +380,13 @@ class MLP:
         return array
 
     def _inputs(self, X: Array) -> Array:
+        return self._as_dtype(self._matrix(X))
+
+    def _matrix(self, X: Array) -> Array:
         X = self._on_device("X", X)
         if X.ndim != 2 or X.shape[1] != self.sizes[0]:
             raise ValueError(f"X: expected shape (N, {self.sizes[0]}), got {tuple(X.shape)}")
-        return self._as_dtype(X)
+        return X
 
     def _targets(self, y: Array) -> Array:
         y = self._on_device("y", y)

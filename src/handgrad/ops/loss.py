@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from handgrad.arrays import Array, on_device_of
 from handgrad.kernel import Entry, Kernel
 from handgrad.ops import activation as activation_op
-from handgrad.ops import checks
+from handgrad.ops import checks, loss_numpy
 from handgrad.ops.checks import DType
 from handgrad.ops.workspace import Workspace
 
@@ -77,7 +77,8 @@ def forward_backward(
     if Z.size == 0:
         return xp.full((), 0.0 * scale, dtype=dtype), dZ
     if xp is np:
-        value = _NUMPY[loss](Z, y, dZ, output)
+        Z = np.ascontiguousarray(Z)
+        value = loss_numpy.BY_NAME[loss](Z, output)(Z, y, dZ)
         dZ *= dtype.type(scale)
         return np.asarray(value * scale, dtype=dtype), dZ
     value = xp.empty((), dtype=dtype)
@@ -157,61 +158,6 @@ def rows_kernel(loss: str, dtype: DType, lanes: int) -> Kernel:
 def lanes_of(C: int) -> int:
     """Lanes that share a row of C logits: the least power of two that covers it, at most a warp."""
     return min(32, 1 << max(0, C - 1).bit_length())
-
-
-# ---- NumPy: each returns the sum and writes the gradient of the sum into dZ -------------------------------
-
-
-def _mse(Z: Floats, y: Floats, dZ: Floats, output: str) -> Any:
-    predicted = activation_op.forward(Z, output)
-    residual = predicted - y
-    np.multiply(residual, 2, out=dZ)
-    if output != "identity":
-        activation_op.backward(predicted, dZ, output, out=dZ)
-    return np.sum(residual * residual)
-
-
-def _bce(Z: Floats, y: Floats, dZ: Floats, output: str) -> Any:
-    total = np.sum(np.maximum(Z, 0) - Z * y + np.log1p(np.exp(-np.abs(Z))))
-    activation_op.forward(Z, "sigmoid", out=dZ)
-    dZ -= y
-    return total
-
-
-def _cross_entropy(Z: Floats, y: Floats, dZ: Floats, output: str) -> Any:
-    rows, labels = _rows_and_labels(Z, y)
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it should be
-        np.subtract(Z, Z.max(axis=1, keepdims=True), out=dZ)
-        logit = dZ[rows, labels]
-        np.exp(dZ, out=dZ)
-        denominator = dZ.sum(axis=1, keepdims=True)
-        total = np.sum(np.log(denominator[:, 0]) - logit)
-    dZ /= denominator
-    dZ[rows, labels] -= 1
-    return total
-
-
-def _hinge(Z: Floats, y: Floats, dZ: Floats, output: str) -> Any:
-    rows, labels = _rows_and_labels(Z, y)
-    with np.errstate(invalid="ignore"):
-        margins = Z - Z[rows, labels][:, None] + 1
-    margins[rows, labels] = 0
-    violated = ~(margins <= 0)  # a NaN margin counts, as in the kernel
-    dZ[...] = violated
-    dZ[rows, labels] = -violated.sum(axis=1)
-    return np.sum(np.where(violated, margins, 0))
-
-
-def _rows_and_labels(Z: Floats, y: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    labels = np.asarray(y, dtype=np.int64)
-    C = Z.shape[1]
-    if not 0 <= labels.min() <= labels.max() < C:
-        bad = int(np.flatnonzero((labels < 0) | (labels >= C))[0])
-        raise ValueError(f"labels must lie in 0 .. {C - 1}, got {labels[bad]} for sample {bad}")
-    return np.arange(len(labels)), labels
-
-
-_NUMPY = {"mse": _mse, "bce": _bce, "cross_entropy": _cross_entropy, "hinge": _hinge}
 
 
 # ---- catalogue -------------------------------------------------------------------------------------------

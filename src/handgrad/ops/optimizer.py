@@ -41,12 +41,17 @@ class Optimizer:
     _rule: str  # the functor in kernels/optimizer.cu
     _slots: tuple[str, ...]  # names of the state buffers, each laid out as the parameters
     _settings: tuple[str, ...]  # arguments of the constructor
+    _writes_gradient: bool  # the rule needs a gradient that it may overwrite
 
     def __init__(self, lr: float) -> None:
         self._lr = _require(lr, "lr", "a finite number above 0", lambda x: 0 < x < math.inf)
         self._parameters: FlatParameters | None = None
         self._state: dict[str, FlatParameters] = {}
         self._steps: Array = np.zeros(1, dtype=np.int32)
+        self._blocks: list[
+            tuple[Floats, Floats, list[Floats], Floats, Floats]
+        ] = []  # NumPy: views, bound once
+        self._blocks_of: tuple[Any, frozenset[str]] = (None, frozenset())
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__ and not name.startswith("_"):
@@ -186,24 +191,46 @@ class Optimizer:
     # ---- NumPy --------------------------------------------------------------------------------------------
 
     def _update_numpy(self, parameters: FlatParameters, gradient: Floats, clip_norm: float | None) -> None:
-        self._steps += 1
-        parts = [
-            slice(start, min(start + CPU_BLOCK, part.stop))
-            for part in parameters.trainable_slices()
-            for start in range(part.start, part.stop, CPU_BLOCK)
-        ]
+        self.count_step()
+        bound, frozen = self._blocks_of
+        if bound is not gradient or frozen != parameters.frozen:
+            self._blocks = [
+                (
+                    parameters.flat[start:stop],
+                    gradient[start:stop],
+                    self.state_slices(slice(start, stop)),
+                    *self._scratch[:, : stop - start],
+                )
+                for part in parameters.trainable_slices()
+                for start in range(part.start, part.stop, CPU_BLOCK)
+                for stop in [min(start + CPU_BLOCK, part.stop)]
+            ]
+            self._blocks_of = (gradient, parameters.frozen)
         scale = 1.0
         if clip_norm is not None:
-            squares = sum(float(np.square(gradient[part], dtype=np.float64).sum()) for part in parts)
+            squares = sum(float(np.square(g, dtype=np.float64).sum()) for _, g, *_ in self._blocks)
             scale = float(np.minimum(1.0, clip_norm / (math.sqrt(squares) + NORM_EPSILON)))  # a NaN stays
-        for part in parts:
-            g, e = self._scratch[:, : part.stop - part.start]
-            np.multiply(gradient[part], scale, out=g)
-            states = [state.flat[part] for state in self._state.values()]
-            self._apply(parameters.flat[part], g, states, e)
+        for w, g, states, scaled, e in self._blocks:
+            self.apply_block(w, g, states, scaled, e, scale)
+
+    def count_step(self) -> None:
+        """Another step begins (NumPy)."""
+        self._steps += 1
+
+    def state_slices(self, part: slice) -> list[Floats]:
+        """The state of this part of the parameters, buffer by buffer."""
+        return [state.flat[part] for state in self._state.values()]
+
+    def apply_block(
+        self, w: Floats, g: Floats, states: list[Floats], scaled: Floats, e: Floats, scale: float = 1.0
+    ) -> None:
+        """The rule on one block of NumPy arrays; ``g`` stays as it is, ``scaled`` and ``e`` are scratch."""
+        if scale != 1.0 or self._writes_gradient:
+            g = np.multiply(g, scale, out=scaled)
+        self._apply(w, g, states, e)
 
     def _apply(self, w: Floats, g: Floats, states: list[Floats], e: Floats) -> None:
-        """The rule on one block, in place; ``g`` (already scaled) and ``e`` may be overwritten."""
+        """The rule on one block, in place; ``e`` may be overwritten, and ``g`` where ``_writes_gradient``."""
         raise NotImplementedError
 
 
@@ -233,6 +260,7 @@ class SGD(Optimizer):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
         self._rule, self._slots = ("Momentum", ("momentum",)) if self.momentum else ("Sgd", ())
+        self._writes_gradient = self.nesterov or self.weight_decay > 0
 
     def _packed(self) -> tuple[float, ...]:
         return (self._lr, self.momentum, float(self.nesterov), 0.0, self.weight_decay, 0.0)
@@ -282,6 +310,7 @@ class Adam(Optimizer):
         self.beta2 = _require_fraction(beta2, "beta2")
         self.eps = _require(eps, "eps", "a finite number above 0", lambda x: 0 < x < math.inf)
         self.weight_decay = _require_decay(weight_decay)
+        self._writes_gradient = self.weight_decay > 0 and not self._decoupled
 
     def _packed(self) -> tuple[float, ...]:
         l2, decoupled = (0.0, self.weight_decay) if self._decoupled else (self.weight_decay, 0.0)
@@ -298,9 +327,9 @@ class Adam(Optimizer):
         e *= 1 - self.beta1
         m += e
         v *= self.beta2
-        np.square(g, out=g)
-        g *= 1 - self.beta2
-        v += g
+        np.square(g, out=e)
+        e *= 1 - self.beta2
+        v += e
         np.sqrt(v, out=e)
         e /= math.sqrt(_bias_correction(self.beta2, t))
         e += self.eps

@@ -1,0 +1,6 @@
+"""The training step on the CPU: one pass over X in blocks of rows, in buffers made once.
+
+``engine`` plans a step and runs it; ``part`` holds one thread's buffers and gradient; ``block`` is the
+mathematics of one block of rows; ``products`` arranges its matrix products for the BLAS that is there,
+``arrangement`` chooses how, and ``threads`` shares the rows among threads.
+"""

@@ -1,0 +1,111 @@
+"""How a step is cut: rows a block, rows a tile of a product; from the shape, the BLAS and the cache sizes.
+
+Nothing is measured on the way: the same shape on the same machine is always cut alike, so that the same seed
+and data give the same bits.  What :func:`handgrad.host.tuning.tune` measured, when asked, is used after that.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from handgrad.host import blas, remembered
+
+# OpenBLAS multiplies without packing up to 100³ multiplications (interface/gemm.c, *_small_matrix_permit).
+SMALL_PRODUCT = 1_000_000
+FORWARD_TILES = (48, 24, 12, 8, 4)  # rows that its kernels take without a remainder
+INPUT_TILES = (64, 32, 16, 8, 4)
+WEIGHT_TILES = range(64, 7, -4)
+LEAST_BLOCK, MOST_BLOCK = 96, 4096
+PART_FLOPS = 2.5e7  # below as many a thread, waking another thread costs more than it saves
+PART_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Cut:
+    """``block`` rows at a time; tiles of each layer's forward, weight and input products, 0 for whole."""
+
+    block: int
+    forward: tuple[int, ...]
+    weight: tuple[int, ...]
+    input: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def cut(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
+    """How a network of these widths works on a thread's share of ``rows`` rows: as measured, or by rule."""
+    rows = min(rows, MOST_BLOCK)
+    entry = remembered.find(sizes, rows, itemsize)
+    measured = None if entry is None else _measured(entry, sizes, rows)
+    return measured or rule(sizes, rows, itemsize)
+
+
+def _measured(entry: remembered.Entry, sizes: tuple[int, ...], rows: int) -> Cut | None:
+    """An entry of the file as a cut; None where it makes no sense."""
+    try:
+        block = int(entry["block"])
+        tiles = [tuple(int(tile) for tile in entry[name]) for name in ("forward", "weight", "input")]
+    except (KeyError, TypeError, ValueError):
+        return None
+    sound = 1 <= block <= rows and all(len(part) == len(sizes) - 1 and min(part) >= 0 for part in tiles)
+    return Cut(block, *tiles) if sound else None
+
+
+def rule(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
+    """The arrangement that follows from the shape, the BLAS and the cache sizes."""
+    small = blas.find().small_products
+    l2 = cache_bytes(2)
+    pairs = list(itertools.pairwise(sizes))
+    tiled = [
+        small and d * h * itemsize <= l2 for d, h in pairs
+    ]  # a larger W would be read anew by every tile
+    row_bytes = itemsize * (sizes[0] + 2 * sum(sizes[1:]))
+    block = max(LEAST_BLOCK, min(MOST_BLOCK, 2 * l2 // row_bytes // 48 * 48))
+    if not all(tiled):  # packed products pay for themselves on many rows
+        block = min(MOST_BLOCK, 4 * block)
+    block = max(1, min(block, rows))
+    forward = tuple(_fit(FORWARD_TILES, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
+    inputs = tuple(_fit(INPUT_TILES, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
+    weight = tuple(_divide(d, block * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
+    return Cut(block, forward, weight, inputs)
+
+
+def _fit(tiles: Sequence[int], multiplications: int) -> int:
+    """The largest tile whose product is small; 0 if none is."""
+    return next((rows for rows in tiles if rows * multiplications <= SMALL_PRODUCT), 0)
+
+
+def _divide(d: int, multiplications: int) -> int:
+    """The largest tile whose product is small, rather one that divides d; 0 if none is."""
+    fitting = [rows for rows in WEIGHT_TILES if rows * multiplications <= SMALL_PRODUCT]
+    dividing = [rows for rows in fitting if d % rows == 0]
+    return next(iter(dividing or fitting), 0)
+
+
+def row_flops(sizes: tuple[int, ...]) -> int:
+    """Multiplications and additions a row: forward, weight and input products, without dX."""
+    products = sum(d * h for d, h in itertools.pairwise(sizes))
+    return 2 * (3 * products - sizes[0] * sizes[1])
+
+
+def parts(rows: int, flops: float) -> int:
+    """Over how many threads to share a step."""
+    library = blas.find()
+    threads = min(library.threads(), blas.cores())
+    return int(max(1, min(threads, rows // PART_ROWS, flops // PART_FLOPS)))
+
+
+@functools.cache
+def cache_bytes(level: int) -> int:
+    """Bytes of one core's level-1 or level-2 cache; a usual size where the system does not tell."""
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            if int((index / "level").read_text()) == level and (index / "type").read_text()[0] in "DU":
+                size = (index / "size").read_text().strip()
+                return int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]]
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return {1: 32 * 2**10, 2: 512 * 2**10}[level]

@@ -1,0 +1,113 @@
+"""The step of a network on the CPU: rows shared among threads, which work through blocks that stay in cache.
+
+Which thread takes which rows, and the order in which sums are added up, depend on the shape and the number of
+threads alone: the same bits on every run.  BLAS is held to one thread meanwhile, since the rows are already
+shared out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.host import arrangement, blas, threads
+from handgrad.host.block import Layout
+from handgrad.host.part import Part, add_gradients
+from handgrad.host.rows import Rows
+from handgrad.host.update import Update
+from handgrad.ops.optimizer import Optimizer
+from handgrad.parameters import FlatParameters
+
+KEPT_PLANS = 64
+EVEN = 16  # rows: a block is a multiple of it where it can be
+Ranges = tuple[tuple[tuple[int, int], ...], ...]
+
+
+class Engine:
+    """Loss and gradients of one network, in ``gradients``; not for two threads at a time."""
+
+    def __init__(self, layout: Layout, reduction: str, parameters: FlatParameters) -> None:
+        self.layout, self.reduction, self.parameters = layout, reduction, parameters
+        self.gradients = parameters.like()
+        self.parts = [Part(layout, parameters, self.gradients)]
+        self.row_flops = arrangement.row_flops(layout.sizes)
+        self._plans: dict[tuple[int, int], tuple[arrangement.Cut, Ranges]] = {}
+        self._blas = blas.find()
+        self.working: list[Part] = []  # whose gradients make up those of the last step
+        self._updates: dict[int, Update] = {}  # by the number of parts
+
+    def run(self, rows: Rows, backward: bool = True, dX: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The loss, 0-d; ``backward`` also sets ``gradients``, and ``dX`` (N, D) where given."""
+        value = self._run(rows, backward, dX)
+        if backward:
+            add_gradients(self.working)
+        return value
+
+    def step(self, rows: Rows, optimizer: Optimizer, clip_norm: float | None) -> NDArray[Any]:
+        """The loss, 0-d, before a step of ``optimizer``."""
+        value = self._run(rows, True, None)
+        update = self._updates.get(len(self.working))
+        if update is None or not update.fits(optimizer):
+            update = Update(optimizer, self.parameters, self.working)
+            self._updates[len(self.working)] = update
+        update.run(clip_norm)
+        return value
+
+    def _run(self, rows: Rows, backward: bool, dX: NDArray[Any] | None) -> NDArray[Any]:
+        N = len(rows)
+        count = N * (self.layout.sizes[-1] if self.layout.loss in ("mse", "bce") else 1)
+        scale = 1.0 if self.reduction == "sum" else 1.0 / count if count else float("nan")
+        if N == 0:
+            self.working = self.parts[:1]
+            self.gradients.flat[...] = 0
+            return np.asarray(0.0 * scale, dtype=self.layout.dtype)
+        held = self._blas.controllable
+        if held:
+            self._blas.hold()
+        try:
+            cut, ranges = self._plan(N)
+            while len(self.parts) < len(ranges):
+                self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
+            parts = self.working = self.parts[: len(ranges)]
+            factor = None if scale == 1.0 else self.layout.dtype.type(scale)
+            if len(parts) == 1:
+                parts[0].run(rows, ranges[0], cut, factor, backward, dX)
+            else:
+                work: list[Callable[[], None]] = [
+                    functools.partial(part.run, rows, its, cut, factor, backward, dX)
+                    for part, its in zip(parts, ranges, strict=True)
+                ]
+                threads.run(work)
+        finally:
+            if held:
+                self._blas.release()
+        total = 0.0
+        for part in parts:
+            total += part.total
+        return np.asarray(total * scale, dtype=self.layout.dtype)
+
+    def _plan(self, N: int) -> tuple[arrangement.Cut, Ranges]:
+        """How N rows are cut, and the blocks of each part."""
+        number = arrangement.parts(N, N * self.row_flops)
+        plan = self._plans.get((N, number))
+        if plan is None:
+            share = -(-N // number)
+            cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize)
+            ranges = tuple(
+                _blocks(part * share, min((part + 1) * share, N), cut.block) for part in range(number)
+            )
+            if len(self._plans) == KEPT_PLANS:
+                del self._plans[next(iter(self._plans))]
+            plan = self._plans[N, number] = cut, ranges
+        return plan
+
+
+def _blocks(start: int, stop: int, most: int) -> tuple[tuple[int, int], ...]:
+    """Rows start .. stop-1 in as few blocks of at most ``most`` as there must be, of nearly equal size."""
+    number = -(-(stop - start) // most)
+    rows = min(most, -(-(stop - start) // (number * EVEN)) * EVEN)
+    return tuple((begin, min(begin + rows, stop)) for begin in range(start, stop, rows))
