@@ -1,25 +1,54 @@
-"""``handgrad bench``: samples a second on the CPU and on each GPU, side by side."""
+"""``handgrad bench``: this library on the CPU and on each GPU, beside other libraries."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handgrad.cli.errors import INTERRUPTED, wrong
-from handgrad.cli.options import JsonOption, KernelsOption, kernels_from
+from handgrad.cli.options import JsonOption, KernelsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from handgrad.throughput import Result
+    from handgrad.benchmark.measure import Settings
+    from handgrad.benchmark.runners import Peer
+
+app = typer.Typer(help="Time training steps on CPU and GPU, beside other libraries.", rich_markup_mode=None)
+
+ROUNDS, FULL_ROUNDS = 7, 15
+SECONDS, FULL_SECONDS = 0.7, 3.0
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Where bench.json, the page and the pictures go. Default: runs/bench-<date>-<time>; "
+        "with --json only when named.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="CPU threads, the same for every library. Default: all cores, where each library may take one "
+        "instead if that is faster for it.",
+    ),
+]
 
 
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,136 +63,189 @@ def bench(
         typer.Option(
             "--shape",
             metavar="N,D,H,C",
-            help="Samples, inputs, hidden and output units; may be repeated. C = 1 is a regression (mse), "
-            "more are classes (cross entropy).",
+            help="Samples, inputs, hidden and output units, instead of the usual shapes and sweeps; may be "
+            "repeated. C = 1 is a regression (mse), more are classes (cross entropy).",
         ),
     ] = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", help="Time for each shape on each device.")
-    ] = 3.0,
-    out_directory: Annotated[
-        Path | None,
+    peer: Annotated[
+        list[str] | None,
         typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where bench.json and throughput.png go. Default: runs/bench-<date>-<time>; "
-            "with --json only when named.",
+            "--peer",
+            metavar="NAME",
+            help="Beside this library: torch-eager, torch-compiled, jax, sklearn, or none; may be repeated. "
+            "Default: all that are installed.",
         ),
     ] = None,
+    threads: ThreadsOption = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", metavar="S", help="Time for each workload of each library. Default: 0.7."),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="More rounds and seconds, the sweep over hidden units, and the compiled peer everywhere.",
+        ),
+    ] = False,
+    out_directory: OutOption = None,
     kernels: KernelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time a training step on CPU and GPU.
+    """Time training steps on CPU and GPU, beside the libraries that are installed.
 
-    A step is forward, loss, backward and SGD on data that lie on the device. It is
-    first checked against float64 NumPy. Ctrl-C keeps what was measured until then.
+    A step is forward, loss, backward and SGD on data that lie on the device. Every
+    library has a process of its own and the same data; its gradients are first
+    checked against float64; all take turns. Ctrl-C keeps what was measured until
+    then.
     """
-    from handgrad import throughput
-    from handgrad.arrays import resolve_device
+    if context.invoked_subcommand is not None:
+        return
+    from handgrad.benchmark import measure
+    from handgrad.benchmark import report as reports
+    from handgrad.cli.bench_table import print_tables
     from handgrad.cli.output import console, print_json
 
-    if not seconds > 0:
+    if seconds is not None and not seconds > 0:
         raise wrong("--seconds", "a number above 0", seconds)
+    check_out(out_directory)
     out = console(as_json)
-    notes = throughput.blas_notes()
+    record = measure.Record()
+    settings = _settings(device, shape, peer, threads, seconds, full, kernels, record)
+    for note in record.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    minutes = measure.estimated_seconds(settings) / 60
+    out.print(
+        f"measuring {len(settings.workloads)} workloads, {settings.rounds} rounds: "
+        f"about {minutes:.1f} minutes",
+        markup=False,
+    )
+    out.file.flush()
+    started, begin = datetime.now(UTC), time.perf_counter()
+    scaling: list[dict[str, Any]] = []
+    shown = len(record.notes)
+    try:
+        with out.status("measuring") as status:
+            measure.measure(settings, record, status.update)
+    except KeyboardInterrupt:
+        out.print("interrupted: what was measured until now follows")
+    for note in record.notes[shown:]:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
+    document["scaling"] = scaling
+    if document["results"]:
+        print_tables(out, document)
+    finish(document, out, out_directory, as_json)
+    if as_json:
+        print_json(document)
+    if not record.complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _settings(
+    device: list[str] | None,
+    shape: list[str] | None,
+    peer: list[str] | None,
+    threads: int | None,
+    seconds: float | None,
+    full: bool,
+    kernels: Path | None,
+    record: Any,
+) -> Settings:
+    from handgrad import throughput
+    from handgrad.arrays import resolve_device
+    from handgrad.benchmark import measure, workloads
+
+    record.notes += throughput.blas_notes()
     if device:
         devices = [str(resolve_device(name)) for name in dict.fromkeys(device)]
     else:
         devices, problem = throughput.available_devices()
         if problem:
-            notes.insert(0, f"no GPU here: {problem}. The CPU's figures follow")
-    if shape:
-        shapes: Sequence[throughput.Shape] = [throughput.parse_shape(text) for text in shape]
-    else:
-        shapes = throughput.EMULATED_SHAPES if "emulator" in devices else throughput.SHAPES
+            record.notes.insert(0, f"no GPU here: {problem}. The CPU's figures follow")
     if "emulator" in devices:
-        notes.append("the emulator runs the kernels on the CPU: its times say nothing about a GPU")
-    _check_out(out_directory)
-
-    for note in notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
-    results: list[Result] = []
-    complete = False
-    try:
-        with kernels_from(kernels), out.status("measuring") as status:
-            throughput.measure(devices, shapes, seconds=seconds, results=results, progress=status.update)
-        complete = True
-    except KeyboardInterrupt:
-        out.print("interrupted: what was measured until now follows")
-    report = throughput.report(results, complete=complete, notes=notes)
-    measured = [result for result in results if result.seconds_per_step]
-    if measured:
-        _print_table(out, measured, report)
-    if out_directory is None and not as_json and measured:
-        out_directory = Path("runs") / time.strftime("bench-%Y-%m-%d-%H%M%S")
-    if out_directory is not None:
-        _write(out_directory, report, out)
-    if as_json:
-        print_json(report)
-    if not complete:
-        raise typer.Exit(INTERRUPTED)
+        record.note("the emulator runs the kernels on the CPU: its times say nothing about a GPU")
+    chosen: list[workloads.Workload]
+    if shape:
+        chosen = [workloads.Workload(throughput.parse_shape(text)) for text in shape]
+    elif "emulator" in devices:
+        chosen = list(workloads.EMULATED)
+    else:
+        chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep()]
+        chosen += workloads.hidden_sweep() if full else []
+    count, fixed = choose_threads(threads)
+    return measure.Settings(
+        devices=tuple(devices),
+        peers=_peers(peer, record),
+        workloads=tuple(chosen),
+        seconds=seconds or (FULL_SECONDS if full else SECONDS),
+        rounds=FULL_ROUNDS if full else ROUNDS,
+        threads=count,
+        fixed=fixed,
+        kernels=None if kernels is None else str(kernels),
+        compiled_everywhere=full,
+    )
 
 
-def _check_out(directory: Path | None) -> None:
+def choose_threads(given: int | None) -> tuple[int, bool]:
+    """Threads, and whether they are fixed: by the option, else by the environment, else all cores."""
+    from handgrad import throughput
+    from handgrad.benchmark.report import cores
+
+    if given is not None:
+        if given > cores():
+            raise wrong("--threads", f"at most {cores()}, the cores that are there", given)
+        return given, True
+    named = [int(value) for value in throughput.thread_variables().values() if value.isdigit() and int(value)]
+    return (min([*named, cores()]), True) if named else (cores(), False)
+
+
+def _peers(names: Sequence[str] | None, record: Any) -> tuple[Peer, ...]:
+    import importlib.util
+
+    from handgrad.benchmark.runners import PEERS
+
+    own, others = PEERS[0], PEERS[1:]
+    known = [one.key for one in others]
+    for name in names or ():
+        if name not in (*known, "none"):
+            raise wrong("--peer", f"one of {', '.join(known)}, or none", repr(name))
+    chosen = [own]
+    for one in others:
+        if names and one.key not in names:
+            continue
+        missing = [module for module in one.modules if importlib.util.find_spec(module) is None]
+        if missing:
+            record.note(
+                f"{one.name}: not measured: {', '.join(missing)} is not installed "
+                "(pip install 'handgrad[peers]')"
+            )
+        else:
+            chosen.append(one)
+    return tuple(chosen)
+
+
+def check_out(directory: Path | None) -> None:
+    """``ValueError`` for a name that is a file's."""
     if directory is not None and directory.exists() and not directory.is_dir():
         raise wrong("--out", "a folder", f"the file {directory}")
 
 
-def _write(directory: Path, report: dict[str, Any], out: Console) -> None:
-    from handgrad import plots
+def finish(document: dict[str, Any], out: Console, directory: Path | None, as_json: bool) -> None:
+    """Write the report to ``directory``; without one to the usual place, unless the JSON goes to stdout."""
+    if directory is None and not as_json and (document["results"] or document["scaling"]):
+        directory = Path("runs") / time.strftime("bench-%Y-%m-%d-%H%M%S")
+    if directory is not None:
+        write(directory, document, out)
+
+
+def write(directory: Path, document: dict[str, Any], out: Console) -> None:
+    """bench.json, and page and pictures where something was measured."""
     from handgrad.checkpoint import write_atomically
     from handgrad.cli.output import plain, short_path
 
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plain(document), indent=1, allow_nan=False) + "\n"
     write_atomically(directory / "bench.json", text.encode())
     files = ["bench.json"]
-    if report["results"]:
-        plots.throughput(report["results"], directory / "throughput.png", title=_where(report["machine"]))
-        files.append("throughput.png")
-    out.print(f"wrote {' and '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
-
-
-def _print_table(out: Console, results: Sequence[Result], report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    cpu = {result.shape: result for result in results if result.device == "cpu"}
-    compares = any(result.device != "cpu" and result.shape in cpu for result in results)
-    out.print(f"a training step on {_where(report['machine'])}", markup=False, soft_wrap=True)
-    table = Table()
-    for heading in ("network", "loss", "device"):
-        table.add_column(heading)
-    for heading in ("ms a step", "quartiles", "samples/s", "GFLOP/s", *(["against cpu"] if compares else [])):
-        table.add_column(heading, justify="right")
-    for previous, result in zip([None, *results], results, strict=False):
-        begins = previous is None or previous.shape != result.shape
-        if begins:
-            table.add_section()
-        low, middle, high = result.quartiles
-        row = [
-            str(result.shape) if begins else "",
-            result.shape.loss if begins else "",
-            result.device if result.blas_threads is None else f"cpu, {count(result.blas_threads, 'thread')}",
-            f"{middle * 1e3:.3g}",
-            f"{low * 1e3:.3g} – {high * 1e3:.3g}",
-            f"{result.samples_per_second:,.0f}",
-            f"{result.shape.flops / middle / 1e9:,.1f}",
-        ]
-        if compares and result.device != "cpu" and result.shape in cpu:
-            row.append(f"{result.samples_per_second / cpu[result.shape].samples_per_second:.2f}×")
-        table.add_row(*row)
-    out.print(table)
-
-
-def count(number: int, noun: str) -> str:
-    """As "1 thread" or "2 threads"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _where(machine: dict[str, Any]) -> str:
-    blas = ", ".join(
-        f"{library['internal_api']} {library['version']} ({library['architecture']} kernels)"
-        for library in machine["blas"]
-    )
-    gpus = "".join(f"; {device}: {name}" for device, name in machine.get("gpus", {}).items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {blas or 'BLAS unknown'}{gpus}"
+    out.print(f"wrote {', '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
