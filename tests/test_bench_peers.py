@@ -13,7 +13,7 @@ from handgrad.benchmark import reference, runners
 from handgrad.benchmark.process import Failed, SessionHere, SessionProcess, ask
 from handgrad.benchmark.runners import PEERS, Unavailable, make
 from handgrad.benchmark.workloads import LEARNING_RATE, Problem, Workload
-from handgrad.throughput import Shape
+from handgrad.throughput import Shape, make_problem
 
 STEPS = (Workload(Shape(40, 20, 8, 1)), Workload(Shape(40, 20, 8, 3)))
 QUICK = [peer.key for peer in PEERS if peer.key != "torch-compiled"]
@@ -99,6 +99,18 @@ def test_the_reference_against_central_differences():
             slope = (sides[0] - sides[1]) / 2e-6
             assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-6), name
         assert np.isfinite(loss)
+
+
+def test_rows_near_a_kink_are_replaced():
+    """Else float32 and float64 may take different sides, and a right gradient looks wrong."""
+    workload = Workload(Shape(3000, 78, 256, 10))
+    problem = Problem.make(workload)
+    Z1 = problem.X.astype(np.float64) @ problem.parameters["W1"].astype(np.float64)
+    assert np.abs(Z1).min() >= 2e-5
+    drawn, _ = make_problem(workload.shape)
+    replaced = (drawn != problem.X).any(axis=1)
+    assert 0 < replaced.sum() < 100
+    assert np.abs(drawn[replaced].astype(np.float64) @ problem.parameters["W1"]).min(axis=1).max() < 2e-5
 
 
 def test_the_largest_disagreement_is_found():

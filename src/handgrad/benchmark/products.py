@@ -2,9 +2,9 @@
 
 The five products of a two-layer step, without input gradient:
 ``X W1``, ``A1 W2``, ``A1ᵀ dZ2``, ``dZ2 W2ᵀ``, ``Xᵀ dZ1``.  Their times together are the floor under a step
-that calls this BLAS.  Arrangements that are tried: as written; transposed (a column-major result); the rows in
-blocks; the rows shared among threads that each call a BLAS of one thread; the hidden units padded with zeros
-to a multiple of 16 or 64.  On a GPU: as written.
+that calls this BLAS.  Arrangements that are tried: as written; transposed (a column-major result); the
+rows in blocks; the rows shared among threads that each call a BLAS of one thread; the hidden units padded
+with zeros to a multiple of 16 or 64.  On a GPU: as written.
 """
 
 from __future__ import annotations

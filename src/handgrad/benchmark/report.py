@@ -105,7 +105,6 @@ def machine() -> dict[str, Any]:
             for name, value in sorted(os.environ.items())
             if re.match(r"(OPENBLAS|OMP|MKL|GOTO|BLIS|VECLIB|KMP|XLA|TORCHINDUCTOR)_", name)
         },
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "numpy": np.__version__,
     }

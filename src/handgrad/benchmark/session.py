@@ -135,6 +135,12 @@ class Session:
         with _without_collector():
             return [float(seconds) for seconds in self._products.sample()]
 
+    def train_mapped(self, folder: str, rows: int, mapped: bool, limit: int | None) -> dict[str, Any]:
+        """An epoch over rows on a disk; see :func:`handgrad.benchmark.mapped.train`."""
+        from handgrad.benchmark import mapped as disk
+
+        return disk.train(folder, rows, mapped, limit, self.seed)
+
     def stages(self, samples: int) -> dict[str, list[float]]:
         """Seconds of every stage of a step, each alone over the whole batch."""
         from handgrad.benchmark import stages

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Time training steps on CPU and GPU, beside other libraries.", rich_markup_mode=None)
 
 ROUNDS, FULL_ROUNDS = 7, 15
+BUSY = 0.25  # load a core, before the run, above which the report says so
 SECONDS, FULL_SECONDS = 0.7, 3.0
 
 OutOption = Annotated[
@@ -85,7 +86,8 @@ def bench(
         bool,
         typer.Option(
             "--full",
-            help="More rounds and seconds, the sweep over hidden units, and the compiled peer everywhere.",
+            help="More rounds and seconds, the sweep over hidden units, the compiled peer everywhere, and "
+            "scaling with rows, hidden units and threads.",
         ),
     ] = False,
     out_directory: OutOption = None,
@@ -103,7 +105,7 @@ def bench(
         return
     from handgrad.benchmark import measure
     from handgrad.benchmark import report as reports
-    from handgrad.cli.bench_table import print_tables
+    from handgrad.cli.bench_table import print_scaling, print_tables
     from handgrad.cli.output import console, print_json
 
     if seconds is not None and not seconds > 0:
@@ -117,24 +119,31 @@ def bench(
     minutes = measure.estimated_seconds(settings) / 60
     out.print(
         f"measuring {len(settings.workloads)} workloads, {settings.rounds} rounds: "
-        f"about {minutes:.1f} minutes",
+        f"about {minutes:.1f} minutes" + ("; then scaling" if full else ""),
         markup=False,
     )
     out.file.flush()
     started, begin = datetime.now(UTC), time.perf_counter()
-    scaling: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
     shown = len(record.notes)
     try:
         with out.status("measuring") as status:
             measure.measure(settings, record, status.update)
+            if full and "cpu" in settings.devices:
+                from handgrad.benchmark import scaling as scale
+
+                record.complete = False
+                scale.measure(scale.everything(settings.threads), curves, record.note, status.update)
+                record.complete = True
     except KeyboardInterrupt:
         out.print("interrupted: what was measured until now follows")
     for note in record.notes[shown:]:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
-    document["scaling"] = scaling
+    document["scaling"] = curves
     if document["results"]:
         print_tables(out, document)
+        print_scaling(out, document)
     finish(document, out, out_directory, as_json)
     if as_json:
         print_json(document)
@@ -156,7 +165,7 @@ def _settings(
     from handgrad.arrays import resolve_device
     from handgrad.benchmark import measure, workloads
 
-    record.notes += throughput.blas_notes()
+    record.notes += throughput.blas_notes() + busy_notes()
     if device:
         devices = [str(resolve_device(name)) for name in dict.fromkeys(device)]
     else:
@@ -225,6 +234,21 @@ def _peers(names: Sequence[str] | None, record: Any) -> tuple[Peer, ...]:
     return tuple(chosen)
 
 
+def busy_notes() -> list[str]:
+    """That other programs use the machine, where they do."""
+    import os
+
+    from handgrad.benchmark.report import cores
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < BUSY * cores():
+        return []
+    return [
+        f"other programs were using the machine (load {load:.1f} on {cores()} cores before the run): the "
+        "times are longer than on a quiet one, and the more so the more threads a library takes"
+    ]
+
+
 def check_out(directory: Path | None) -> None:
     """``ValueError`` for a name that is a file's."""
     if directory is not None and directory.exists() and not directory.is_dir():
@@ -248,4 +272,94 @@ def write(directory: Path, document: dict[str, Any], out: Console) -> None:
     text = json.dumps(plain(document), indent=1, allow_nan=False) + "\n"
     write_atomically(directory / "bench.json", text.encode())
     files = ["bench.json"]
+    if document["results"] or any(curve["points"] for curve in document["scaling"]):
+        files += _draw(directory, plain(document))
     out.print(f"wrote {', '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
+
+
+def _draw(directory: Path, document: dict[str, Any]) -> list[str]:
+    """The page, and each picture as PNG and SVG; the names of what was written."""
+    from handgrad.benchmark import page, pictures, svg
+    from handgrad.checkpoint import write_atomically
+
+    write_atomically(directory / "bench.html", page.page(document).encode())
+    drawn = pictures.pictures(document)
+    for picture in drawn:
+        write_atomically(directory / f"{picture.name}.png", svg.png(picture.draw, picture.wide))
+        write_atomically(directory / f"{picture.name}.svg", svg.svg_file(picture.draw, picture.wide).encode())
+    return ["bench.html", *(f"{picture.name}.png and .svg" for picture in drawn)]
+
+
+@app.command("compare")
+def compare(
+    before: Annotated[
+        Path, typer.Argument(metavar="A.json", help="A bench.json, or the folder that it is in.")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="The one to be compared with it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what changed between two reports, with the spread.
+
+    A workload counts as faster or slower only where the middle halves of the samples do not overlap.
+    """
+    from handgrad.benchmark import compare as comparison
+    from handgrad.cli.bench_table import print_comparison
+    from handgrad.cli.output import console, print_json
+
+    found = comparison.compare(comparison.load(before), comparison.load(after))
+    print_comparison(console(as_json), found)
+    if as_json:
+        print_json(found)
+
+
+@app.command("scaling")
+def scaling(
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows",
+            metavar="N",
+            min=1000,
+            help="The most rows: 784 bytes each, written to a temporary folder.",
+        ),
+    ] = 1_000_000,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="MB", min=16, help="What a training over mapped rows may allocate."),
+    ] = 64,
+    threads: ThreadsOption = None,
+    out_directory: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a training by rows (on a disk, past the memory), hidden units and threads; fit exponents."""
+    from handgrad.benchmark import measure
+    from handgrad.benchmark import report as reports
+    from handgrad.benchmark import scaling as scale
+    from handgrad.cli.bench_table import print_scaling
+    from handgrad.cli.output import console, print_json
+
+    check_out(out_directory)
+    out = console(as_json)
+    count, fixed = choose_threads(threads)
+    settings = measure.Settings((), (), (), threads=count, fixed=fixed)
+    record = measure.Record()
+    curves: list[dict[str, Any]] = []
+    started, begin = datetime.now(UTC), time.perf_counter()
+    plan = scale.everything(count, rows, limit * 2**20)
+    out.print(f"scaling up to {rows:,} rows ({rows * 788 / 1e9:.1f} GB on a disk)", markup=False)
+    try:
+        with out.status("measuring") as status:
+            scale.measure(plan, curves, record.note, status.update)
+        record.complete = True
+    except KeyboardInterrupt:
+        out.print("interrupted: what was measured until now follows")
+    for note in record.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
+    document["scaling"] = curves
+    print_scaling(out, document)
+    finish(document, out, out_directory, as_json)
+    if as_json:
+        print_json(document)
+    if not record.complete:
+        raise typer.Exit(INTERRUPTED)

@@ -131,3 +131,61 @@ def _products(document: Row) -> Table:
             f"{share:.2f}" if share else "",
         )
     return table
+
+
+def print_scaling(out: Console, document: Row) -> None:
+    """Each curve's points, its exponent, and the memory."""
+    from handgrad.benchmark.scaling_pictures import exponent_words, in_memory_words
+
+    for curve in document["scaling"]:
+        if not curve["points"]:
+            continue
+        mapped = curve["over"] == "rows"
+        table = _table(
+            f"{curve['what']}; {exponent_words(curve)}".rstrip("; "),
+            (),
+            (curve["over"], "ms", "quartiles", *(("memory at its peak",) if mapped else ())),
+        )
+        for point in curve["points"]:
+            taken = point["milliseconds"]
+            growth = point.get("peak_growth")
+            table.add_row(
+                f"{point['x']:,}",
+                f"{taken['median']:.4g}",
+                f"{taken['low']:.4g} – {taken['high']:.4g}",
+                *((("not known" if growth is None else f"+{growth / 1e6:.1f} MB"),) if mapped else ()),
+            )
+        out.print(table)
+        if curve.get("in_memory"):
+            out.print(in_memory_words(curve), markup=False, soft_wrap=True)
+
+
+def print_comparison(out: Console, found: Row) -> None:
+    """Row by row, the spread, and what else differs."""
+    table = _table(
+        "after against before (the range is that of the quartiles)",
+        ("network", "library", "device"),
+        ("ms before", "ms after", "after is", "range", "change"),
+    )
+    for row in found["rows"]:
+        ratio = row["times_as_fast"]
+        table.add_row(
+            row["workload"],
+            row["name"],
+            row["device"],
+            f"{row['before_milliseconds']['median']:.3g}",
+            f"{row['after_milliseconds']['median']:.3g}",
+            f"{ratio['median']:.2f}×",
+            f"{ratio['low']:.2f} – {ratio['high']:.2f}",
+            row["change"],
+        )
+    out.print(table)
+    for word, key in (("before", "only_before"), ("after", "only_after")):
+        for row in found[key]:
+            out.print(
+                f"only {word}: {row['workload']}, {row['peer']} on {row['device']} ({row['group']})",
+                markup=False,
+                soft_wrap=True,
+            )
+    for words in found["differences"]:
+        out.print(f"not the same: {words}", markup=False, soft_wrap=True)

@@ -56,7 +56,10 @@ class JaxRunner:
         jax = self.jax
         jnp = jax.numpy
         self.problem = problem
-        put = lambda array: jax.device_put(array, self.device)  # noqa: E731 (one word, used four times)
+
+        def put(array: Any) -> Any:
+            return jax.device_put(array, self.device)
+
         self.parameters = {name: put(value) for name, value in problem.parameters.items()}
         self.X, self.y = put(problem.X), put(problem.y)
         batch = problem.workload.shape.samples

@@ -50,7 +50,8 @@ class SklearnRunner:
         kind = MLPRegressor if shape.loss == "mse" else MLPClassifier
         return kind(
             hidden_layer_sizes=(shape.hidden,), activation="relu", solver="sgd", alpha=0.0,
-            batch_size=shape.samples, learning_rate_init=rate, momentum=0.0, nesterovs_momentum=False, shuffle=shuffle, random_state=0,
+            batch_size=shape.samples, learning_rate_init=rate, momentum=0.0,
+            nesterovs_momentum=False, shuffle=shuffle, random_state=0,
         )  # fmt: skip
 
     def _fit(self, estimator: Any, X: NDArray[Any], y: NDArray[Any]) -> None:
