@@ -18,7 +18,8 @@ from handgrad.benchmark import page, pictures, svg
 
 VOID = {"meta", "link", "br", "img", "hr"}
 NAMES = [
-    "throughput", "batch", "hidden", "roofline", "stages", "scaling-rows", "scaling-hidden", "scaling-threads",
+    "throughput", "batch", "hidden", "roofline", "stages",
+    "scaling-rows", "scaling-hidden", "scaling-threads",
 ]  # fmt: skip
 
 

@@ -59,11 +59,11 @@ def train(
         return losses[-1]
 
     pass_over(part, min(rows, BATCH))  # buffers, threads, code
-    kept = None if mapped else tuple(np.array(array) for array in part(0, rows))
     _reset_peak()
     before = resident("VmRSS")
     if limit is not None:
         _limit_data(limit)
+    kept = None if mapped else tuple(np.array(array) for array in part(0, rows))
     begin = time.perf_counter()
     if kept is None:
         loss = pass_over(part, rows)

@@ -37,10 +37,10 @@ def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for heading in left:
-        table.add_column(heading, no_wrap=True)
+    for place, heading in enumerate(left):
+        table.add_column(heading, no_wrap=place > 0)  # names of networks may take two lines
     for heading in right:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
