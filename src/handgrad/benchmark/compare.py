@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from handgrad.benchmark.report import SCHEMA
 
 Row = Mapping[str, Any]
 
+SURE = 0.95
 KEY = ("group", "workload", "peer", "device")
 
 
@@ -34,8 +37,9 @@ def load(path: Path) -> dict[str, Any]:
 def compare(before: Row, after: Row) -> dict[str, Any]:
     """What both have, row by row, what only one has, and in what machine, versions and settings they differ.
 
-    ``times_as_fast``: before ÷ after, of the medians; ``low`` and ``high`` of the quartiles that are farthest
-    apart.  ``change`` is faster or slower only where the middle halves of the samples do not overlap.
+    ``times_as_fast``: before ÷ after, of the medians; ``low`` and ``high`` of the quartiles farthest apart.
+    ``change`` is faster or slower only where at least :data:`SURE` of all pairs of a sample before and one
+    after say so: of two sets of seven samples without any difference, one in 400 would.
     """
     old = {tuple(row[key] for key in KEY): row for row in before["results"]}
     new = {tuple(row[key] for key in KEY): row for row in after["results"]}
@@ -50,7 +54,9 @@ def compare(before: Row, after: Row) -> dict[str, Any]:
 
 def _compared(old: Row, new: Row) -> dict[str, Any]:
     a, b = old["milliseconds"], new["milliseconds"]
-    apart = "faster" if b["high"] < a["low"] else "slower" if b["low"] > a["high"] else "within the spread"
+    faster = float(np.mean(np.array(old["seconds"])[:, None] > np.array(new["seconds"])))
+    slower = float(np.mean(np.array(old["seconds"])[:, None] < np.array(new["seconds"])))
+    change = "faster" if faster >= SURE else "slower" if slower >= SURE else "within the spread"
     return {
         **{key: old[key] for key in KEY},
         "name": old["name"],
@@ -61,7 +67,7 @@ def _compared(old: Row, new: Row) -> dict[str, Any]:
             "low": a["low"] / b["high"],
             "high": a["high"] / b["low"],
         },
-        "change": apart,
+        "change": change,
         "threads": [old["threads"], new["threads"]],
     }
 

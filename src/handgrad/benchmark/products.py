@@ -116,7 +116,7 @@ class Products:
         ]
 
     def _arrangements(self, product: Product) -> Iterator[tuple[str, Call, int]]:
-        """(words, call, BLAS threads) of every way to compute ``product``."""
+        """(words, call, BLAS threads) of every way to compute ``product``; the call returns it."""
         A, B, xp = product.A, product.B, self.xp
         m, n = int(A.shape[0]), int(B.shape[1])
         rows = int(A.shape[1]) if product.over_rows else m
@@ -127,7 +127,7 @@ class Products:
             yield f"as written, {words}", lambda: xp.matmul(A, B, out=out), threads
             if xp is not np:
                 return
-            yield f"transposed, {words}", lambda: np.matmul(B.T, A.T, out=turned), threads
+            yield f"transposed, {words}", lambda: np.matmul(B.T, A.T, out=turned).T, threads
             for block in BLOCKS:
                 if rows > block:
                     parts = _parts(rows, -(-rows // block))
@@ -142,19 +142,24 @@ class Products:
         A, B = product.A, product.B
         each: Any = pool.map if pool is not None else map
         if not product.over_rows:
-            return lambda: list(each(lambda rows: np.matmul(A[rows], B, out=out[rows]), parts))
+
+            def fill() -> Any:
+                list(each(lambda rows: np.matmul(A[rows], B, out=out[rows]), parts))
+                return out
+
+            return fill
         sums = np.empty((len(parts) if pool is not None else 1, *out.shape), dtype=np.float32)
 
-        def add() -> None:
+        def add() -> Any:
             if pool is not None:
                 numbered = list(enumerate(parts))
                 list(each(lambda part: np.matmul(A[:, part[1]], B[part[1]], out=sums[part[0]]), numbered))
-                np.add.reduce(sums, axis=0, out=out)
-                return
+                return np.add.reduce(sums, axis=0, out=out)
             np.matmul(A[:, parts[0]], B[parts[0]], out=out)
             for rows in itertools.islice(parts, 1, None):
                 np.matmul(A[:, rows], B[rows], out=sums[0])
                 np.add(out, sums[0], out=out)
+            return out
 
         return add
 

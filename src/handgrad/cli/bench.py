@@ -300,7 +300,7 @@ def compare(
 ) -> None:
     """Show what changed between two reports, with the spread.
 
-    A workload counts as faster or slower only where the middle halves of the samples do not overlap.
+    A workload counts as faster or slower only where 95 % of all pairs of samples say so.
     """
     from handgrad.benchmark import compare as comparison
     from handgrad.cli.bench_table import print_comparison
