@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import threadpoolctl
-from command_line import handgrad, refused, report, succeeds
+from command_line import handgrad, process, refused, report, succeeds
 
 from handgrad import throughput
 from handgrad.benchmark import ceilings, measure, reference, session
@@ -195,6 +198,55 @@ def test_a_peer_that_dies_meanwhile_is_a_note(monkeypatch):
     (dead,) = [row for row in found["results"] if row["peer"] == "sklearn"]
     assert len(dead["seconds"]) == 1
     assert any("64×20→8→1 stopped: its process died" in note for note in found["notes"])
+
+
+def test_one_thread_and_no_folder_to_write_to_but_the_report_s(tmp_path: Path):
+    """In processes as a user has them, with neither a home nor a cache."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HANDGRAD_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+    }
+    environment |= {"HOME": "/proc/nowhere", "HANDGRAD_CACHE": "/proc/nowhere/cache"}
+    running = process(*ALONE, "--out", "figures", cwd=tmp_path, env=environment)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
+    assert "Traceback" not in out + err
+    found = json.loads(Path("figures/bench.json").read_text())
+    assert found["complete"] is True
+    assert {row["threads"] for row in found["results"]} == {1}
+    assert {file.name for file in Path("figures").iterdir() if file.suffix != ".json"} == {
+        "bench.html", "throughput.png", "throughput.svg", "roofline.png", "roofline.svg", "stages.png",
+        "stages.svg",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_report_and_no_process(tmp_path: Path):
+    arguments = (
+        "--device",
+        "cpu",
+        "--peer",
+        "none",
+        "--threads",
+        "1",
+        "--seconds",
+        "600",
+        "--out",
+        "figures",
+    )
+    with process("bench", "--shape", "640,200,80,3", *arguments, cwd=tmp_path) as running:
+        time.sleep(8.0)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        assert len(children) == 1
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in out + err
+    assert "what was measured until now" in out
+    assert not Path(f"/proc/{children[0]}").exists()
+    found = json.loads(Path("figures/bench.json").read_text())
+    assert found["complete"] is False
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 
 from handgrad.benchmark import pictures as drawing
 from handgrad.benchmark import svg
-from handgrad.benchmark.report import OWN, count, regime_words, where
+from handgrad.benchmark.report import OWN, count, ms, regime_words, where
 from handgrad.benchmark.stages import STAGES
 
 Row = Mapping[str, Any]
@@ -130,8 +130,8 @@ def _scaling(curve: Row) -> list[str]:
     for point in curve["points"]:
         taken, growth = point["milliseconds"], point.get("peak_growth")
         memory = "" if growth is None else f"{growth / 1e6:.1f}"
-        quartiles = f"{taken['low']:.4g} – {taken['high']:.4g}"
-        cells = (f"{point['x']:,}", f"{taken['median']:.4g}", quartiles, *((memory,) if has_memory else ()))
+        quartiles = f"{ms(taken['low'])} – {ms(taken['high'])}"
+        cells = (f"{point['x']:,}", f"{ms(taken['median'])}", quartiles, *((memory,) if has_memory else ()))
         lines.append(_row(cells, text=0))
     words = [curve["what"], exponent_words(curve), in_memory_words(curve)]
     if curve.get("limit"):
@@ -162,8 +162,8 @@ def _results(rows: Sequence[Row], document: Row) -> list[str]:
         cells = (
             row["name"],
             row["device"] + threads,
-            f"{taken['median']:.3g}",
-            f"{taken['low']:.3g} – {taken['high']:.3g}",
+            f"{ms(taken['median'])}",
+            f"{ms(taken['low'])} – {ms(taken['high'])}",
             f"{row['samples_per_second']['median']:,.0f}",
             f"{row['gflops']:,.1f}",
             f"{square:,.0f}" if square else "",
@@ -188,7 +188,7 @@ def _stage_table(document: Row) -> list[str]:
     lines = []
     for row in document["stages"]:
         taken = {stage["name"]: np.median(stage["seconds"]) * 1e3 for stage in row["stages"]}
-        cells = (row["workload"], row["device"], *(f"{taken[name]:.3g} ms" for name in STAGES))
+        cells = (row["workload"], row["device"], *(f"{ms(taken[name])} ms" for name in STAGES))
         lines.append(_row(cells, text=2))
     return _table(head, lines, text=2)
 
@@ -233,7 +233,7 @@ def _products(document: Row) -> list[str]:
     lines = []
     for bare in document["products"]:
         share = shares.get((bare["workload"], bare["device"]))
-        words = f"{bare['workload']} on {bare['device']}: together {bare['milliseconds']['median']:.3g} ms"
+        words = f"{bare['workload']} on {bare['device']}: together {ms(bare['milliseconds']['median'])} ms"
         if share:
             words += f"; the step takes {share['step_over_products']['median']:.2f} times as long"
         if share and share["share_of_square_rate"]:
@@ -244,8 +244,8 @@ def _products(document: Row) -> list[str]:
             cells = (
                 part["name"],
                 part["arrangement"],
-                f"{taken['median']:.3g}",
-                f"{taken['low']:.3g} – {taken['high']:.3g}",
+                f"{ms(taken['median'])}",
+                f"{ms(taken['low'])} – {ms(taken['high'])}",
                 f"{part['flops'] / taken['median'] / 1e6:,.1f}",
             )
             lines.append(_row(cells, text=2))
@@ -279,7 +279,7 @@ def _row(cells: Iterable[str], classes: str = "", text: int = 1) -> str:
 
 
 def _heading(words: str, columns: int) -> str:
-    return f'<tr class="heading"><td colspan="{columns}">{_text(words)}</td></tr>'
+    return f'<tr class="heading"><td colspan="{columns}"><span>{_text(words)}</span></td></tr>'
 
 
 def _cells(tag: str, cells: Iterable[str], text: int) -> str:

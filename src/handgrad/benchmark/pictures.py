@@ -6,13 +6,14 @@ Only measured figures are drawn; a predicted one would be hollow and say so.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from handgrad.benchmark.report import OWN
+from handgrad.benchmark.report import OWN, ms
 from handgrad.benchmark.stages import STAGES
 from handgrad.benchmark.svg import AXIS, SERIES, Draw
 from handgrad.plots import FAINT, INK, in_thousands, spread
@@ -110,7 +111,7 @@ def _shapes(document: Row) -> Picture | None:
 
 
 def _bars(axes: Any, name: str, members: Sequence[Row], rows: Sequence[Row]) -> None:
-    largest = max(row["samples_per_second"]["median"] for row in members)
+    largest = max(row["samples_per_second"]["high"] for row in members)
     for y, row in enumerate(members):
         found = row["samples_per_second"]
         median, own = found["median"], row["peer"] == OWN
@@ -126,10 +127,10 @@ def _bars(axes: Any, name: str, members: Sequence[Row], rows: Sequence[Row]) -> 
             fontweight="bold" if own else "normal",
             color=INK,
         )
-    axes.set_title(name, fontsize=9)
+    axes.set_title(re.sub(r" of [0-9,]+ rows$", "", name), fontsize=9)
     axes.set_yticks(range(len(members)), [label(row, rows) for row in members], fontsize=8)
     axes.set_ylim(len(members) - 0.45, -0.55)
-    axes.set_xlim(0, largest * 1.3)
+    axes.set_xlim(0, largest * 1.28)
     axes.set_xticks([])
     axes.tick_params(axis="y", length=0)
     axes.spines["bottom"].set_visible(False)
@@ -176,7 +177,7 @@ def _sweep(document: Row, group: str, key: str, title: str, axis: str) -> Pictur
         thousands(axes.yaxis, rows_limits=axes.get_ylim())
         axes.grid(axis="y")
         axes.set_xlabel(axis)
-        axes.set_title(f"{fixed}, samples a second (logarithmic)", fontsize=9)
+        axes.set_title(f"{fixed}, samples a second" + ("" if narrow else " (logarithmic)"), fontsize=9)
         name_ends(figure, axes, ends, gap=0.085 if narrow else 0.07)
 
     return Picture(
@@ -335,7 +336,7 @@ def _stages(document: Row) -> Picture | None:
                 left += width
             step = steps.get((row["workload"], row["device"]))
             words = f"{row['workload']}{', ' + row['device'] if several else ''}"
-            times = f"stages {together:.3g} ms" + ("" if step is None else f", step {step:.3g} ms")
+            times = f"stages {ms(together)} ms" + ("" if step is None else f", step {ms(step)} ms")
             axes.text(0, y - 0.34, words, fontsize=8, fontweight="bold", va="bottom")
             axes.text(100, y - 0.34, times, fontsize=8, va="bottom", ha="right")
         axes.set_ylim(len(rows) - 0.6, -0.75)
@@ -357,7 +358,7 @@ def _stages(document: Row) -> Picture | None:
         "Stacked bars: the share of each stage, each timed alone over the whole batch. "
         + "; ".join(
             f"{row['workload']} on {row['device']}: "
-            + ", ".join(f"{s['name']} {np.median(s['seconds']) * 1e3:.3g} ms" for s in row["stages"])
+            + ", ".join(f"{s['name']} {ms(float(np.median(s['seconds'])) * 1e3)} ms" for s in row["stages"])
             for row in rows
         ),
         draw,

@@ -246,6 +246,11 @@ def where(document: Mapping[str, Any]) -> str:
     return f"{found['cpu']}, {count(found['cores'], 'core')}, {libraries or 'BLAS unknown'}{named}"
 
 
+def ms(value: float) -> str:
+    """Milliseconds in three digits, or in as many as there are before the point."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
 def count(number: int, noun: str) -> str:
     """As "1 thread" or "2 threads"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.benchmark import pictures as drawing
-from handgrad.benchmark.report import paired
+from handgrad.benchmark.report import ms, paired
 from handgrad.benchmark.svg import AXIS, SERIES
 from handgrad.plots import in_thousands
 
@@ -100,7 +100,7 @@ def _picture(over: str, title: str, curves: list[Row]) -> drawing.Picture:
 
     words = "; ".join(
         f"{curve['what']}: "
-        + ", ".join(f"{point['x']:,}: {point['milliseconds']['median']:.3g} ms" for point in curve["points"])
+        + ", ".join(f"{point['x']:,}: {ms(point['milliseconds']['median'])} ms" for point in curve["points"])
         for curve in curves
     )
     return drawing.Picture(

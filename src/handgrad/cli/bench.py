@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from handgrad.benchmark.measure import Settings
     from handgrad.benchmark.runners import Peer
 
-app = typer.Typer(help="Time training steps on CPU and GPU, beside other libraries.", rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
-ROUNDS, FULL_ROUNDS = 7, 15
+ROUNDS, LONG_ROUNDS = 7, 15
 BUSY = 0.25  # load a core, before the run, above which the report says so
-SECONDS, FULL_SECONDS = 0.7, 3.0
+SECONDS, LONG_SECONDS = 0.7, 3.0
 
 OutOption = Annotated[
     Path | None,
@@ -82,12 +82,12 @@ def bench(
         float | None,
         typer.Option("--seconds", metavar="S", help="Time for each workload of each library. Default: 0.7."),
     ] = None,
-    full: Annotated[
+    long: Annotated[
         bool,
         typer.Option(
-            "--full",
+            "--long",
             help="More rounds and seconds, the sweep over hidden units, the compiled peer everywhere, and "
-            "scaling with rows, hidden units and threads.",
+            "scaling with rows, hidden units and threads: about half an hour.",
         ),
     ] = False,
     out_directory: OutOption = None,
@@ -113,13 +113,13 @@ def bench(
     check_out(out_directory)
     out = console(as_json)
     record = measure.Record()
-    settings = _settings(device, shape, peer, threads, seconds, full, kernels, record)
+    settings = _settings(device, shape, peer, threads, seconds, long, kernels, record)
     for note in record.notes:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     minutes = measure.estimated_seconds(settings) / 60
     out.print(
         f"measuring {len(settings.workloads)} workloads, {settings.rounds} rounds: "
-        f"about {minutes:.1f} minutes" + ("; then scaling" if full else ""),
+        f"about {minutes:.1f} minutes" + ("; then scaling" if long else ""),
         markup=False,
     )
     out.file.flush()
@@ -129,7 +129,7 @@ def bench(
     try:
         with out.status("measuring") as status:
             measure.measure(settings, record, status.update)
-            if full and "cpu" in settings.devices:
+            if long and "cpu" in settings.devices:
                 from handgrad.benchmark import scaling as scale
 
                 record.complete = False
@@ -157,7 +157,7 @@ def _settings(
     peer: list[str] | None,
     threads: int | None,
     seconds: float | None,
-    full: bool,
+    long: bool,
     kernels: Path | None,
     record: Any,
 ) -> Settings:
@@ -181,18 +181,18 @@ def _settings(
         chosen = list(workloads.EMULATED)
     else:
         chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep()]
-        chosen += workloads.hidden_sweep() if full else []
+        chosen += workloads.hidden_sweep() if long else []
     count, fixed = choose_threads(threads)
     return measure.Settings(
         devices=tuple(devices),
         peers=_peers(peer, record),
         workloads=tuple(chosen),
-        seconds=seconds or (FULL_SECONDS if full else SECONDS),
-        rounds=FULL_ROUNDS if full else ROUNDS,
+        seconds=seconds or (LONG_SECONDS if long else SECONDS),
+        rounds=LONG_ROUNDS if long else ROUNDS,
         threads=count,
         fixed=fixed,
         kernels=None if kernels is None else str(kernels),
-        compiled_everywhere=full,
+        compiled_everywhere=long,
     )
 
 

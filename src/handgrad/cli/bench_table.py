@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from handgrad.benchmark.report import OWN, where
+from handgrad.benchmark.report import OWN, ms, where
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,8 +61,8 @@ def _results(rows: list[Row], document: Row, title: str) -> Table:
             f"{row['workload']}" + (f"  {row['regime']}" if row["regime"] else "") if begins else "",
             row["name"],
             row["device"] + (f" ×{row['threads']}" if row["threads"] else ""),
-            f"{taken['median']:.3g}",
-            f"{taken['low']:.3g} – {taken['high']:.3g}",
+            f"{ms(taken['median'])}",
+            f"{ms(taken['low'])} – {ms(taken['high'])}",
             f"{row['samples_per_second']['median']:,.0f}",
             f"{row['gflops']:,.1f}" + (f" of {square:,.0f}" if square else ""),
             _times(row, document),
@@ -126,7 +126,7 @@ def _products(document: Row) -> Table:
         table.add_row(
             row["workload"],
             row["device"],
-            f"{bare[row['workload'], row['device']]:.3g}",
+            f"{ms(bare[row['workload'], row['device']])}",
             f"{found['median']:.2f} ({found['low']:.2f} – {found['high']:.2f})",
             f"{share:.2f}" if share else "",
         )
@@ -151,8 +151,8 @@ def print_scaling(out: Console, document: Row) -> None:
             growth = point.get("peak_growth")
             table.add_row(
                 f"{point['x']:,}",
-                f"{taken['median']:.4g}",
-                f"{taken['low']:.4g} – {taken['high']:.4g}",
+                f"{ms(taken['median'])}",
+                f"{ms(taken['low'])} – {ms(taken['high'])}",
                 *((("not known" if growth is None else f"+{growth / 1e6:.1f} MB"),) if mapped else ()),
             )
         out.print(table)
@@ -173,8 +173,8 @@ def print_comparison(out: Console, found: Row) -> None:
             row["workload"],
             row["name"],
             row["device"],
-            f"{row['before_milliseconds']['median']:.3g}",
-            f"{row['after_milliseconds']['median']:.3g}",
+            f"{ms(row['before_milliseconds']['median'])}",
+            f"{ms(row['after_milliseconds']['median'])}",
             f"{ratio['median']:.2f}×",
             f"{ratio['low']:.2f} – {ratio['high']:.2f}",
             row["change"],
