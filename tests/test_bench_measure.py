@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from handgrad.benchmark import measure, products, report, session, stages, workloads
+from handgrad.benchmark import ceilings, measure, products, report, session, stages, workloads
 from handgrad.benchmark.process import Failed
 from handgrad.benchmark.runners import PEERS, choices
 from handgrad.benchmark.session import Session
@@ -235,6 +236,44 @@ def test_padding_adds_hidden_units_and_nothing_else():
     plain, padded = found._five(20), found._five(32)
     assert [one.flops for one in plain] == [2 * 100 * 30 * 20, *[2 * 100 * 20 * 3] * 3, 2 * 100 * 30 * 20]
     assert all(a.flops < b.flops for a, b in zip(plain, padded, strict=True))
+
+
+class LikeCupy:
+    """A device whose array module is not NumPy itself, but does as NumPy."""
+
+    kind = "cuda"
+    array_module = SimpleNamespace(
+        __name__="like_cupy", asarray=np.asarray, ones=np.ones, zeros=np.zeros, empty=np.empty,
+        zeros_like=np.zeros_like, matmul=np.matmul, float32=np.float32,
+    )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+
+def test_a_gpu_has_the_products_as_written(monkeypatch):
+    monkeypatch.setattr(products, "resolve_device", lambda device: LikeCupy())
+    found = products.Products(Problem.make(SMALL), "cuda:0", 2)
+    parts = found.find()
+    assert [part["arrangement"] for part in parts] == ["as written"] * 5
+    assert [part["shape"] for part in parts] == [[64, 20, 8], [64, 8, 3], [8, 64, 3], [64, 3, 8], [20, 64, 8]]
+    assert sum(part["flops"] for part in parts) == SMALL.flops
+    assert len(list(found.sample())) == 5
+
+
+def test_bandwidth_counts_bytes(monkeypatch):
+    """Of a copy those read and those written; all threads' parts together; on a GPU the same."""
+    times = iter(range(1000))
+    monkeypatch.setattr(ceilings.time, "perf_counter", lambda: float(next(times)))
+    for device in ("cpu", "cuda:0"):
+        monkeypatch.setattr(
+            ceilings, "resolve_device",
+            (lambda name: LikeCupy()) if device == "cuda:0" else ceilings.resolve_device,
+        )  # fmt: skip
+        assert ceilings.bandwidth(device, 2, buffer_bytes=2**20) == {"copy": 2.0 * 2**20, "read": 2.0**20}
 
 
 def test_stages_compute_the_step():

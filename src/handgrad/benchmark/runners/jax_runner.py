@@ -20,6 +20,7 @@ class JaxRunner:
     def __init__(self, device: str, threads: int) -> None:
         if device == "cpu":
             os.environ["JAX_PLATFORMS"] = "cpu"  # else a GPU's plugin takes its memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the others need some of a GPU's too
         jax: Any = importlib.import_module("jax")
         jax.config.update("jax_default_matmul_precision", "highest")  # float32 on GPUs too
         self.jax = jax
