@@ -86,6 +86,20 @@ def test_a_peer_that_dies_leaves_the_others_in_the_race():
     assert "SIGKILL" in record.notes[0]
 
 
+def test_a_peer_that_dies_after_its_samples_keeps_them(monkeypatch):
+    def die(**arguments):
+        raise Failed("its process died with signal SIGKILL")
+
+    answers = {"warm_up": (0.001, 1), "sample": 0.001, "square_product": 0.5, "loss": die}
+    peer = measure.Contestant("jax", "cpu", Scripted([], "jax", answers))
+    record = measure.Record(contestants=[peer])
+    series = measure.Series(SMALL, "jax", "cpu", 0.0)
+    monkeypatch.setattr(measure, "_check", lambda *arguments: [(peer, series)])
+    measure._measure_workload(measure.Settings(("cpu",), PEERS, ()), SMALL, record, lambda words: None)
+    assert (len(record.series[0].seconds), record.series[0].loss) == (9, None)
+    assert "64×20→8→3 stopped: its process died" in record.notes[0]
+
+
 def test_other_data_are_not_timed():
     answers = {"prepare": "another digest", "loss_and_grad": None}
     peer = measure.Contestant("jax", "cpu", Scripted([], "jax", answers))

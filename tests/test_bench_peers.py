@@ -152,6 +152,19 @@ def test_a_process_answers_and_its_death_is_told():
         session.close()
 
 
+def test_a_process_that_hangs_is_ended(monkeypatch):
+    session = SessionProcess("handgrad", "cpu", 1, True, 0, None)
+    try:
+        session.receive()
+        os.kill(session._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr("handgrad.benchmark.process.SILENCE", 0.2)
+        with pytest.raises(Failed, match=r"no answer within .* the process was ended"):
+            ask(session, "describe")
+        assert session._process.wait(10) == -signal.SIGKILL
+    finally:
+        session.close()
+
+
 def test_one_thread_means_one_core_and_one_blas_thread():
     session = SessionProcess("handgrad", "cpu", 1, True, 0, None)
     try:

@@ -94,6 +94,21 @@ def test_no_room_on_the_disk_is_a_note(monkeypatch):
     assert "fewer --rows, or set TMPDIR" in notes[-1]
 
 
+def test_points_until_a_failure_stay():
+    class Dying(SessionHere):
+        def receive(self):
+            problem = getattr(self._session, "problem", None)
+            if problem is not None and problem.workload.shape.hidden == 32:
+                raise Failed("its process died with signal SIGKILL")
+            return super().receive()
+
+    curves, notes = [], []
+    plan = scaling.Plan(rows=(), hidden=(8, 16, 32), threads=(1,), rounds=2, batch=64)
+    scaling.measure(plan, curves, notes.append, lambda words: None, start=Dying)
+    assert [point["x"] for point in curves[0]["points"]] == [8, 16]
+    assert notes[-1] == "scaling with hidden units: stopped: its process died with signal SIGKILL"
+
+
 def test_mapped_rows_train_as_rows_in_memory_do(tmp_path: Path):
     """The same last loss as fit's own epoch over the same bytes, to the bit."""
     assert mapped.write_rows(tmp_path, 2500) == 2500 * 788

@@ -195,13 +195,16 @@ def _measure_workload(settings: Settings, workload: Workload, record: Record, sa
     ]
     products = {device: parts for device, parts in found if parts is not None}
     _take_turns(runs, products, record, (seconds, rounds), say)
-    for contestant, series in runs:
-        series.loss = ask(contestant.session, "loss")
-        if settings.products and workload.group == "shapes" and contestant.key == "handgrad":
-            say(f"{workload}: time by stage on {contestant.device}")
-            samples = 1 if contestant.device == "emulator" else STAGE_SAMPLES
-            stages = ask(contestant.session, "stages", samples=samples)
-            record.stages.append((workload, contestant.device, stages))
+    for contestant, series in list(runs):
+        try:
+            series.loss = ask(contestant.session, "loss")
+            if settings.products and workload.group == "shapes" and contestant.key == "handgrad":
+                say(f"{workload}: time by stage on {contestant.device}")
+                samples = 1 if contestant.device == "emulator" else STAGE_SAMPLES
+                stages = ask(contestant.session, "stages", samples=samples)
+                record.stages.append((workload, contestant.device, stages))
+        except Failed as error:
+            _fail(record, runs, (contestant, series), str(error))
 
 
 Run = tuple[Contestant, Series]

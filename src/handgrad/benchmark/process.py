@@ -83,6 +83,7 @@ class SessionProcess:
     def receive(self) -> Any:
         try:
             if not self._connection.poll(SILENCE):
+                self._process.kill()  # else it would go on beside the others' turns
                 raise Failed(f"no answer within {SILENCE:.0f} s: the process was ended")
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:

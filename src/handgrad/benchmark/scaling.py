@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.benchmark import mapped
-from handgrad.benchmark.process import Answering, SessionProcess, ask
+from handgrad.benchmark.process import Answering, Failed, SessionProcess, ask
 from handgrad.benchmark.report import spread
 from handgrad.benchmark.workloads import Workload
 from handgrad.throughput import Shape
@@ -59,14 +59,20 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Add a curve over hidden units, threads and rows to ``curves``, point by point as they come."""
     begin = start or SessionProcess
+    parts: dict[str, Callable[[], None]] = {}
     if plan.hidden:
-        _over_hidden(plan, curves, say, begin)
+        parts["hidden units"] = lambda: _over_hidden(plan, curves, say, begin)
     if len(plan.threads) > 1:
-        _over_threads(plan, curves, say, begin)
+        parts["threads"] = lambda: _over_threads(plan, curves, say, begin)
     else:
         note("scaling with threads: not measured, there is one core")
     if plan.rows:
-        _over_rows(plan, curves, note, say, begin)
+        parts["rows"] = lambda: _over_rows(plan, curves, note, say, begin)
+    for name, part in parts.items():
+        try:
+            part()
+        except Failed as error:  # the points until then stay
+            note(f"scaling with {name}: stopped: {error}")
     return curves
 
 
