@@ -132,8 +132,10 @@ def test_the_pictures_are_there_and_stand_alone(made):
     found = pictures.pictures(made)
     assert [picture.name for picture in found] == NAMES
     for picture in found:
-        assert svg.png(picture.draw, picture.wide).startswith(b"\x89PNG")
-        ElementTree.fromstring(svg.svg_file(picture.draw, picture.wide).split("?>", 1)[1].split(">", 1)[1])
+        assert svg.png(picture.draw, picture.wide, picture.title).startswith(b"\x89PNG")
+        text = svg.svg_file(picture.draw, picture.wide, picture.title)
+        root = ElementTree.fromstring(text.split("?>", 1)[1].split(">", 1)[1])
+        assert picture.title in "".join(root.itertext())
 
 
 def test_the_same_document_gives_the_same_bytes(made, text):

@@ -267,25 +267,26 @@ def _method(document: Row) -> list[str]:
     ]
 
 
-def _table(head: Iterable[str], lines: Iterable[str], text: int) -> list[str]:
-    """Columns from number ``text`` on hold numbers."""
-    begin = f"<thead><tr>{_cells('th', head, text)}</tr></thead><tbody>"
+def _table(head: Iterable[str], lines: Iterable[str], text: int, numbers: int = 99) -> list[str]:
+    """``text`` columns of words, then ``numbers`` columns of numbers, then words again."""
+    begin = f"<thead><tr>{_cells('th', head, text, numbers)}</tr></thead><tbody>"
     return ['<div class="scroll"><table>', begin, *lines, "</tbody></table></div>"]
 
 
-def _row(cells: Iterable[str], classes: str = "", text: int = 1) -> str:
+def _row(cells: Iterable[str], classes: str = "", text: int = 1, numbers: int = 99) -> str:
     attributes = f' class="{classes}"' if classes else ""
-    return f"<tr{attributes}>{_cells('td', cells, text)}</tr>"
+    return f"<tr{attributes}>{_cells('td', cells, text, numbers)}</tr>"
 
 
 def _heading(words: str, columns: int) -> str:
     return f'<tr class="heading"><td colspan="{columns}"><span>{_text(words)}</span></td></tr>'
 
 
-def _cells(tag: str, cells: Iterable[str], text: int) -> str:
-    number = ' class="number"'
+def _cells(tag: str, cells: Iterable[str], text: int, numbers: int) -> str:
+    right = ' class="number"'
     return "".join(
-        f"<{tag}{number if place >= text else ''}>{_text(cell)}</{tag}>" for place, cell in enumerate(cells)
+        f"<{tag}{right if text <= place < text + numbers else ''}>{_text(cell)}</{tag}>"
+        for place, cell in enumerate(cells)
     )
 
 

@@ -39,14 +39,14 @@ OURS: dict[str, Any] = {
 }
 
 
-def png(draw: Draw, inches: tuple[float, float]) -> bytes:
-    """The picture on white."""
-    return _save(draw, inches, narrow=False, kind="png")
+def png(draw: Draw, inches: tuple[float, float], title: str) -> bytes:
+    """The picture on white, with its title."""
+    return _save(draw, inches, narrow=False, kind="png", title=title)
 
 
-def svg_file(draw: Draw, inches: tuple[float, float]) -> str:
-    """The picture on white, to stand alone."""
-    return _save(draw, inches, narrow=False, kind="svg").decode()
+def svg_file(draw: Draw, inches: tuple[float, float], title: str) -> str:
+    """The picture on white, with its title, to stand alone."""
+    return _save(draw, inches, narrow=False, kind="svg", title=title).decode()
 
 
 def inline(draw: Draw, inches: tuple[float, float], *, name: str, words: str, narrow: bool) -> str:
@@ -54,7 +54,7 @@ def inline(draw: Draw, inches: tuple[float, float], *, name: str, words: str, na
 
     ``words`` describe it to those who do not see it.
     """
-    text = _save(draw, inches, narrow=narrow, kind="svg", transparent=True).decode()
+    text = _save(draw, inches, narrow=narrow, kind="svg").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
@@ -77,9 +77,7 @@ def _attribute(words: str) -> str:
     return words.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
-def _save(
-    draw: Draw, inches: tuple[float, float], *, narrow: bool, kind: str, transparent: bool = False
-) -> bytes:
+def _save(draw: Draw, inches: tuple[float, float], *, narrow: bool, kind: str, title: str = "") -> bytes:
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,8 +85,10 @@ def _save(
     with style.context(["default", OURS, {"font.sans-serif": FONTS}]):
         figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
+        if title:
+            figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         draw(figure, narrow)
         content = io.BytesIO()
         nothing = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-        figure.savefig(content, format=kind, metadata=nothing, transparent=transparent)
+        figure.savefig(content, format=kind, metadata=nothing, transparent=not title)
     return content.getvalue()

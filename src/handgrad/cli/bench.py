@@ -285,8 +285,13 @@ def _draw(directory: Path, document: dict[str, Any]) -> list[str]:
     write_atomically(directory / "bench.html", page.page(document).encode())
     drawn = pictures.pictures(document)
     for picture in drawn:
-        write_atomically(directory / f"{picture.name}.png", svg.png(picture.draw, picture.wide))
-        write_atomically(directory / f"{picture.name}.svg", svg.svg_file(picture.draw, picture.wide).encode())
+        write_atomically(
+            directory / f"{picture.name}.png", svg.png(picture.draw, picture.wide, picture.title)
+        )
+        write_atomically(
+            directory / f"{picture.name}.svg",
+            svg.svg_file(picture.draw, picture.wide, picture.title).encode(),
+        )
     return ["bench.html", *(f"{picture.name}.png and .svg" for picture in drawn)]
 
 
