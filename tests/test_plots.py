@@ -147,38 +147,6 @@ def test_confusion_matrix_of_many_classes_is_colours_alone(tmp_path: Path, drawn
     assert axes.get_title("left") == "100.00 % right (47 of 47)"
 
 
-def result(device: str, shape: str, median: float) -> dict[str, Any]:
-    figures = {"median": median, "low": median * 0.9, "high": median * 1.2}
-    return {"device": device, "shape": shape, "samples_per_second": figures}
-
-
-def test_throughput_shows_each_device_and_shape(tmp_path: Path, drawn: list[Any]) -> None:
-    results = [result("cpu", "8×2→3→1", 2e5), result("cuda:0", "8×2→3→1", 1e6), result("cpu", "9×2→3→1", 5e5)]
-    plots.throughput(results, tmp_path / "t.png", title="two shapes", whiskers="quartiles")
-    (axes,) = drawn[0].axes
-    assert axes.get_xscale() == "linear"
-    assert [bar.get_width() for bar in axes.patches] == [2e5, 1e6, 5e5]
-    assert texts(axes) == ["8×2→3→1", "200 k/s", "1 M/s  5× cpu", "9×2→3→1", "500 k/s"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["cpu", "cuda:0", "cpu"]
-    assert axes.get_xlabel() == "samples per second  (bars: median; whiskers: quartiles)"
-    assert axes.get_title("left") == "two shapes"
-    whiskers = [line.get_segments()[0][:, 0] for line in axes.collections]
-    np.testing.assert_allclose(whiskers, [[1.8e5, 2.4e5], [9e5, 1.2e6], [4.5e5, 6e5]])
-    colours = [bar.get_facecolor() for bar in axes.patches]
-    assert colours[0] == colours[2] != colours[1]
-    assert colour_share(pixels(tmp_path / "t.png"), plots.DEVICES[1]) > 0.02
-
-
-def test_throughput_of_unlike_devices_is_logarithmic(tmp_path: Path, drawn: list[Any]) -> None:
-    plots.throughput([result("cpu", "s", 6e5), result("emulator", "s", 41.0)], tmp_path / "t.png")
-    (axes,) = drawn[0].axes
-    assert axes.get_xscale() == "log"
-    assert "logarithmic" in axes.get_xlabel()
-    bar = axes.patches[1]
-    assert bar.get_x() + bar.get_width() == pytest.approx(41.0)
-    assert texts(axes)[2] == "41/s  1/14,600 of cpu"
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [(7, "7"), (999.4, "999"), (999.9, "1 k"), (1234, "1.23 k"), (1234567, "1.23 M"), (3e9, "3 G"), (0, "0")],
@@ -207,11 +175,6 @@ def test_wrong_arguments_get_one_line(tmp_path: Path) -> None:
         (
             lambda: plots.confusion_matrix([[1]], png, labels=["a", "b"]),
             "labels: expected 1, one a class, got 2",
-        ),
-        (lambda: plots.throughput([], png), "results: expected at least one measurement"),
-        (
-            lambda: plots.throughput([result("cpu", "s", np.nan)], png),
-            "samples_per_second above 0 and finite",
         ),
     ):
         with pytest.raises(ValueError, match=words):

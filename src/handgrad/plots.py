@@ -1,4 +1,4 @@
-"""Pictures of a training, of a classifier's mistakes, and of devices side by side; PNG, no display needed.
+"""Pictures of a training and of a classifier's mistakes; PNG, no display needed.
 
 Lines and bars carry their names themselves: there is no legend to decode, and colours are only a second cue.
 """
@@ -6,7 +6,6 @@ Lines and bars carry their names themselves: there is no legend to decode, and c
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 TRAINING, VALIDATION = "#4c72b0", "#c44e00"  # told apart by colour-blind eyes, and by lightness in print
-DEVICES = ("#4c72b0", "#2a9d6f", "#c44e00", "#8a5fb0", "#8c8c8c")
 INK, FAINT = "#222222", "#d8d8d8"
 DOTS_PER_INCH = 150
 MOST_CELLS_WITH_COUNTS = 20  # classes; above this a confusion matrix is colours alone
@@ -252,106 +250,6 @@ def confusion_matrix(counts: ArrayLike, path: str | Path, labels: Sequence[str] 
         for row in range(size):
             text = f"{100 * shares[row, row]:.1f} %" if totals[row] else "none"
             axes.annotate(text, (1, row), (7, 0), xycoords=("axes fraction", "data"), va="center", **beside)
-
-
-def throughput(
-    results: Sequence[Mapping[str, Any]],
-    path: str | Path,
-    *,
-    title: str | None = None,
-    whiskers: str = "low to high",
-) -> None:
-    """Bars of samples a second, one a device, grouped by shape; whiskers from ``low`` to ``high``.
-
-    ``results``: mappings with ``device``, ``shape`` (as text) and ``samples_per_second``, which holds
-    ``median`` and perhaps ``low`` and ``high``.  Where a shape was also run on "cpu", the other devices show
-    their ratio to it.  The axis is logarithmic where the medians differ by more than 20 times.
-    ``whiskers`` says below the axis what ``low`` and ``high`` are, as in "quartiles".
-    """
-    if not results:
-        raise ValueError("results: expected at least one measurement, got none; measure a device first")
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(str(result["shape"]), []).append(result)
-    devices = list(dict.fromkeys(str(result["device"]) for result in results))
-    colours = {device: DEVICES[i % len(DEVICES)] for i, device in enumerate(devices)}
-    medians = [float(result["samples_per_second"]["median"]) for result in results]
-    if not all(0 < median < math.inf for median in medians):
-        raise ValueError("results: expected samples_per_second above 0 and finite; leave failed runs out")
-    lines = len(results) + 1.15 * len(groups)
-    with figure_at((7.4, 0.9 + 0.34 * lines + (0.35 if title else 0.0)), path) as figure:
-        axes = figure.subplots()
-        logarithmic = max(medians) / min(medians) > LOGARITHMIC_FROM
-        if logarithmic:
-            axes.set_xscale("log")
-            left = 10.0 ** math.floor(math.log10(min(medians)) - 0.3)
-            axes.set_xlim(left, max(medians) * (max(medians) / left) ** 0.42)
-        else:
-            left = 0.0
-            axes.set_xlim(left, max(medians) * 1.5)
-        ticks = []
-        y = 0.0
-        for shape, members in groups.items():
-            axes.text(
-                0.0,
-                y,
-                shape,
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontweight="bold",
-                fontsize=11,
-            )
-            y += 1.0
-            cpu = [float(m["samples_per_second"]["median"]) for m in members if m["device"] == "cpu"]
-            for member in members:
-                _draw_bar(axes, y, member, left, colours[str(member["device"])], cpu[0] if cpu else None)
-                ticks.append((y, str(member["device"])))
-                y += 1.0
-            y += 0.15
-        axes.set_ylim(y - 0.5, -0.6)
-        axes.set_yticks([place for place, _ in ticks], [device for _, device in ticks])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(lambda value, _: in_thousands(value))
-        axes.grid(axis="x")
-        spread_shown = any({"low", "high"} & set(result["samples_per_second"]) for result in results)
-        kind = "samples per second" + (", logarithmic" if logarithmic else "")
-        axes.set_xlabel(kind + (f"  (bars: median; whiskers: {whiskers})" if spread_shown else ""))
-        if title:
-            axes.set_title(title)
-
-
-def _draw_bar(
-    axes: Any, y: float, member: Mapping[str, Any], left: float, colour: str, cpu: float | None
-) -> None:
-    figures = member["samples_per_second"]
-    median = float(figures["median"])
-    low, high = float(figures.get("low") or median), float(figures.get("high") or median)
-    axes.barh(y, median - left, left=left, height=0.72, color=colour)
-    axes.errorbar(
-        median,
-        y,
-        xerr=[[max(0.0, median - low)], [max(0.0, high - median)]],
-        color=INK,
-        elinewidth=1.2,
-        capsize=3,
-    )
-    text = f"{in_thousands(median)}/s"
-    if cpu is not None and member["device"] != "cpu":
-        text += (
-            f"  {median / cpu:.3g}× cpu"
-            if median > 0.1 * cpu
-            else f"  1/{float(f'{cpu / median:.3g}'):,.0f} of cpu"
-        )
-    axes.annotate(
-        text,
-        (max(median, high), y),
-        xytext=(6, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=10,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-    )
 
 
 def in_thousands(value: float) -> str:

@@ -45,7 +45,7 @@ def _global_options(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
-app.command("bench")(bench.bench)
+app.add_typer(bench.app, name="bench")
 app.command("diagnose")(diagnose.diagnose)
 app.command("explain")(explain.explain)
 app.command("lesson")(lesson.lesson)

@@ -1,25 +1,55 @@
-"""``handgrad bench``: samples a second on the CPU and on each GPU, side by side."""
+"""``handgrad bench``: this library on the CPU and on each GPU, beside other libraries."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handgrad.cli.errors import INTERRUPTED, wrong
-from handgrad.cli.options import JsonOption, KernelsOption, kernels_from
+from handgrad.cli.options import JsonOption, KernelsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from handgrad.throughput import Result
+    from handgrad.benchmark.measure import Settings
+    from handgrad.benchmark.runners import Peer
+
+app = typer.Typer(rich_markup_mode=None)
+
+ROUNDS, LONG_ROUNDS = 7, 15
+BUSY = 0.25  # load a core, before the run, above which the report says so
+SECONDS, LONG_SECONDS = 0.7, 3.0
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Where bench.json, the page and the pictures go. Default: runs/bench-<date>-<time>; "
+        "with --json only when named.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="CPU threads, the same for every library. Default: all cores, where each library may take one "
+        "instead if that is faster for it.",
+    ),
+]
 
 
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,136 +64,307 @@ def bench(
         typer.Option(
             "--shape",
             metavar="N,D,H,C",
-            help="Samples, inputs, hidden and output units; may be repeated. C = 1 is a regression (mse), "
-            "more are classes (cross entropy).",
+            help="Samples, inputs, hidden and output units, instead of the usual shapes and sweeps; may be "
+            "repeated. C = 1 is a regression (mse), more are classes (cross entropy).",
         ),
     ] = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", help="Time for each shape on each device.")
-    ] = 3.0,
-    out_directory: Annotated[
-        Path | None,
+    peer: Annotated[
+        list[str] | None,
         typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where bench.json and throughput.png go. Default: runs/bench-<date>-<time>; "
-            "with --json only when named.",
+            "--peer",
+            metavar="NAME",
+            help="Beside this library: torch-eager, torch-compiled, jax, sklearn, or none; may be repeated. "
+            "Default: all that are installed.",
         ),
     ] = None,
+    threads: ThreadsOption = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", metavar="S", help="Time for each workload of each library. Default: 0.7."),
+    ] = None,
+    long: Annotated[
+        bool,
+        typer.Option(
+            "--long",
+            help="More rounds and seconds, the sweep over hidden units, the compiled peer everywhere, and "
+            "scaling with rows, hidden units and threads: about half an hour.",
+        ),
+    ] = False,
+    out_directory: OutOption = None,
     kernels: KernelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time a training step on CPU and GPU.
+    """Time training steps on CPU and GPU, beside the libraries that are installed.
 
-    A step is forward, loss, backward and SGD on data that lie on the device. It is
-    first checked against float64 NumPy. Ctrl-C keeps what was measured until then.
+    A step is forward, loss, backward and SGD on data that lie on the device. Every
+    library has a process of its own and the same data; its gradients are first
+    checked against float64; all take turns. Ctrl-C keeps what was measured until
+    then.
     """
-    from handgrad import throughput
-    from handgrad.arrays import resolve_device
+    if context.invoked_subcommand is not None:
+        return
+    from handgrad.benchmark import measure
+    from handgrad.benchmark import report as reports
+    from handgrad.cli.bench_table import print_scaling, print_tables
     from handgrad.cli.output import console, print_json
 
-    if not seconds > 0:
+    if seconds is not None and not seconds > 0:
         raise wrong("--seconds", "a number above 0", seconds)
+    check_out(out_directory)
     out = console(as_json)
-    notes = throughput.blas_notes()
+    record = measure.Record()
+    settings = _settings(device, shape, peer, threads, seconds, long, kernels, record)
+    for note in record.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    minutes = measure.estimated_seconds(settings) / 60
+    out.print(
+        f"measuring {len(settings.workloads)} workloads, {settings.rounds} rounds: "
+        f"about {minutes:.1f} minutes" + ("; then scaling" if long else ""),
+        markup=False,
+    )
+    out.file.flush()
+    started, begin = datetime.now(UTC), time.perf_counter()
+    curves: list[dict[str, Any]] = []
+    shown = len(record.notes)
+    try:
+        with out.status("measuring") as status:
+            measure.measure(settings, record, status.update)
+            if long and "cpu" in settings.devices:
+                from handgrad.benchmark import scaling as scale
+
+                record.complete = False
+                scale.measure(scale.everything(settings.threads), curves, record.note, status.update)
+                record.complete = True
+    except KeyboardInterrupt:
+        out.print("interrupted: what was measured until now follows")
+    for note in record.notes[shown:]:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
+    document["scaling"] = curves
+    if document["results"]:
+        print_tables(out, document)
+        print_scaling(out, document)
+    finish(document, out, out_directory, as_json)
+    if as_json:
+        print_json(document)
+    if not record.complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _settings(
+    device: list[str] | None,
+    shape: list[str] | None,
+    peer: list[str] | None,
+    threads: int | None,
+    seconds: float | None,
+    long: bool,
+    kernels: Path | None,
+    record: Any,
+) -> Settings:
+    from handgrad import throughput
+    from handgrad.arrays import resolve_device
+    from handgrad.benchmark import measure, workloads
+
+    record.notes += throughput.blas_notes() + busy_notes()
     if device:
         devices = [str(resolve_device(name)) for name in dict.fromkeys(device)]
     else:
         devices, problem = throughput.available_devices()
         if problem:
-            notes.insert(0, f"no GPU here: {problem}. The CPU's figures follow")
-    if shape:
-        shapes: Sequence[throughput.Shape] = [throughput.parse_shape(text) for text in shape]
-    else:
-        shapes = throughput.EMULATED_SHAPES if "emulator" in devices else throughput.SHAPES
+            record.notes.insert(0, f"no GPU here: {problem}. The CPU's figures follow")
     if "emulator" in devices:
-        notes.append("the emulator runs the kernels on the CPU: its times say nothing about a GPU")
-    _check_out(out_directory)
-
-    for note in notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
-    results: list[Result] = []
-    complete = False
-    try:
-        with kernels_from(kernels), out.status("measuring") as status:
-            throughput.measure(devices, shapes, seconds=seconds, results=results, progress=status.update)
-        complete = True
-    except KeyboardInterrupt:
-        out.print("interrupted: what was measured until now follows")
-    report = throughput.report(results, complete=complete, notes=notes)
-    measured = [result for result in results if result.seconds_per_step]
-    if measured:
-        _print_table(out, measured, report)
-    if out_directory is None and not as_json and measured:
-        out_directory = Path("runs") / time.strftime("bench-%Y-%m-%d-%H%M%S")
-    if out_directory is not None:
-        _write(out_directory, report, out)
-    if as_json:
-        print_json(report)
-    if not complete:
-        raise typer.Exit(INTERRUPTED)
+        record.note("the emulator runs the kernels on the CPU: its times say nothing about a GPU")
+    chosen: list[workloads.Workload]
+    if shape:
+        chosen = [workloads.Workload(throughput.parse_shape(text)) for text in shape]
+    elif "emulator" in devices:
+        chosen = list(workloads.EMULATED)
+    else:
+        chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep()]
+        chosen += workloads.hidden_sweep() if long else []
+    count, fixed = choose_threads(threads)
+    return measure.Settings(
+        devices=tuple(devices),
+        peers=_peers(peer, record),
+        workloads=tuple(chosen),
+        seconds=seconds or (LONG_SECONDS if long else SECONDS),
+        rounds=LONG_ROUNDS if long else ROUNDS,
+        threads=count,
+        fixed=fixed,
+        kernels=None if kernels is None else str(kernels),
+        compiled_everywhere=long,
+    )
 
 
-def _check_out(directory: Path | None) -> None:
+def choose_threads(given: int | None) -> tuple[int, bool]:
+    """Threads, and whether they are fixed: by the option, else by the environment, else all cores."""
+    from handgrad import throughput
+    from handgrad.benchmark.report import cores
+
+    if given is not None:
+        if given > cores():
+            raise wrong("--threads", f"at most {cores()}, the cores that are there", given)
+        return given, True
+    named = [int(value) for value in throughput.thread_variables().values() if value.isdigit() and int(value)]
+    return (min([*named, cores()]), True) if named else (cores(), False)
+
+
+def _peers(names: Sequence[str] | None, record: Any) -> tuple[Peer, ...]:
+    import importlib.util
+
+    from handgrad.benchmark.runners import PEERS
+
+    own, others = PEERS[0], PEERS[1:]
+    known = [one.key for one in others]
+    for name in names or ():
+        if name not in (*known, "none"):
+            raise wrong("--peer", f"one of {', '.join(known)}, or none", repr(name))
+    chosen = [own]
+    for one in others:
+        if names and one.key not in names:
+            continue
+        missing = [module for module in one.modules if importlib.util.find_spec(module) is None]
+        if missing:
+            record.note(
+                f"{one.name}: not measured: {', '.join(missing)} is not installed "
+                "(pip install 'handgrad[peers]')"
+            )
+        else:
+            chosen.append(one)
+    return tuple(chosen)
+
+
+def busy_notes() -> list[str]:
+    """That other programs use the machine, where they do."""
+    import os
+
+    from handgrad.benchmark.report import cores
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < BUSY * cores():
+        return []
+    return [
+        f"other programs were using the machine (load {load:.1f} on {cores()} cores before the run): the "
+        "times are longer than on a quiet one, and the more so the more threads a library takes"
+    ]
+
+
+def check_out(directory: Path | None) -> None:
+    """``ValueError`` for a name that is a file's."""
     if directory is not None and directory.exists() and not directory.is_dir():
         raise wrong("--out", "a folder", f"the file {directory}")
 
 
-def _write(directory: Path, report: dict[str, Any], out: Console) -> None:
-    from handgrad import plots
+def finish(document: dict[str, Any], out: Console, directory: Path | None, as_json: bool) -> None:
+    """Write the report to ``directory``; without one to the usual place, unless the JSON goes to stdout."""
+    if directory is None and not as_json and (document["results"] or document["scaling"]):
+        directory = Path("runs") / time.strftime("bench-%Y-%m-%d-%H%M%S")
+    if directory is not None:
+        write(directory, document, out)
+
+
+def write(directory: Path, document: dict[str, Any], out: Console) -> None:
+    """bench.json, and page and pictures where something was measured."""
     from handgrad.checkpoint import write_atomically
     from handgrad.cli.output import plain, short_path
 
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(plain(document), indent=1, allow_nan=False) + "\n"
     write_atomically(directory / "bench.json", text.encode())
     files = ["bench.json"]
-    if report["results"]:
-        plots.throughput(report["results"], directory / "throughput.png", title=_where(report["machine"]))
-        files.append("throughput.png")
-    out.print(f"wrote {' and '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
+    if document["results"] or any(curve["points"] for curve in document["scaling"]):
+        files += _draw(directory, plain(document))
+    out.print(f"wrote {', '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
 
 
-def _print_table(out: Console, results: Sequence[Result], report: dict[str, Any]) -> None:
-    from rich.table import Table
+def _draw(directory: Path, document: dict[str, Any]) -> list[str]:
+    """The page, and each picture as PNG and SVG; the names of what was written."""
+    from handgrad.benchmark import page, pictures, svg
+    from handgrad.checkpoint import write_atomically
 
-    cpu = {result.shape: result for result in results if result.device == "cpu"}
-    compares = any(result.device != "cpu" and result.shape in cpu for result in results)
-    out.print(f"a training step on {_where(report['machine'])}", markup=False, soft_wrap=True)
-    table = Table()
-    for heading in ("network", "loss", "device"):
-        table.add_column(heading)
-    for heading in ("ms a step", "quartiles", "samples/s", "GFLOP/s", *(["against cpu"] if compares else [])):
-        table.add_column(heading, justify="right")
-    for previous, result in zip([None, *results], results, strict=False):
-        begins = previous is None or previous.shape != result.shape
-        if begins:
-            table.add_section()
-        low, middle, high = result.quartiles
-        row = [
-            str(result.shape) if begins else "",
-            result.shape.loss if begins else "",
-            result.device if result.blas_threads is None else f"cpu, {count(result.blas_threads, 'thread')}",
-            f"{middle * 1e3:.3g}",
-            f"{low * 1e3:.3g} – {high * 1e3:.3g}",
-            f"{result.samples_per_second:,.0f}",
-            f"{result.shape.flops / middle / 1e9:,.1f}",
-        ]
-        if compares and result.device != "cpu" and result.shape in cpu:
-            row.append(f"{result.samples_per_second / cpu[result.shape].samples_per_second:.2f}×")
-        table.add_row(*row)
-    out.print(table)
+    write_atomically(directory / "bench.html", page.page(document).encode())
+    drawn = pictures.pictures(document)
+    for picture in drawn:
+        write_atomically(
+            directory / f"{picture.name}.png", svg.png(picture.draw, picture.wide, picture.title)
+        )
+        write_atomically(
+            directory / f"{picture.name}.svg",
+            svg.svg_file(picture.draw, picture.wide, picture.title).encode(),
+        )
+    return ["bench.html", *(f"{picture.name}.png and .svg" for picture in drawn)]
 
 
-def count(number: int, noun: str) -> str:
-    """As "1 thread" or "2 threads"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+@app.command("compare")
+def compare(
+    before: Annotated[
+        Path, typer.Argument(metavar="A.json", help="A bench.json, or the folder that it is in.")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="The one to be compared with it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what changed between two reports, with the spread.
+
+    A workload counts as faster or slower only where 95 % of all pairs of samples say so.
+    """
+    from handgrad.benchmark import compare as comparison
+    from handgrad.cli.bench_table import print_comparison
+    from handgrad.cli.output import console, print_json
+
+    found = comparison.compare(comparison.load(before), comparison.load(after))
+    print_comparison(console(as_json), found)
+    if as_json:
+        print_json(found)
 
 
-def _where(machine: dict[str, Any]) -> str:
-    blas = ", ".join(
-        f"{library['internal_api']} {library['version']} ({library['architecture']} kernels)"
-        for library in machine["blas"]
-    )
-    gpus = "".join(f"; {device}: {name}" for device, name in machine.get("gpus", {}).items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {blas or 'BLAS unknown'}{gpus}"
+@app.command("scaling")
+def scaling(
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows",
+            metavar="N",
+            min=1000,
+            help="The most rows: 784 bytes each, written to a temporary folder.",
+        ),
+    ] = 1_000_000,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="MB", min=16, help="What a training over mapped rows may allocate."),
+    ] = 64,
+    threads: ThreadsOption = None,
+    out_directory: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a training by rows (on a disk, past the memory), hidden units and threads; fit exponents."""
+    from handgrad.benchmark import measure
+    from handgrad.benchmark import report as reports
+    from handgrad.benchmark import scaling as scale
+    from handgrad.cli.bench_table import print_scaling
+    from handgrad.cli.output import console, print_json
+
+    check_out(out_directory)
+    out = console(as_json)
+    count, fixed = choose_threads(threads)
+    settings = measure.Settings((), (), (), threads=count, fixed=fixed)
+    record = measure.Record()
+    curves: list[dict[str, Any]] = []
+    started, begin = datetime.now(UTC), time.perf_counter()
+    plan = scale.everything(count, rows, limit * 2**20)
+    out.print(f"scaling up to {rows:,} rows ({rows * 788 / 1e9:.1f} GB on a disk)", markup=False)
+    try:
+        with out.status("measuring") as status:
+            scale.measure(plan, curves, record.note, status.update)
+        record.complete = True
+    except KeyboardInterrupt:
+        out.print("interrupted: what was measured until now follows")
+    for note in record.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
+    document["scaling"] = curves
+    print_scaling(out, document)
+    finish(document, out, out_directory, as_json)
+    if as_json:
+        print_json(document)
+    if not record.complete:
+        raise typer.Exit(INTERRUPTED)
