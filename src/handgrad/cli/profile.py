@@ -67,9 +67,10 @@ def profile(
     wavefronts against the least possible; barriers and warp collectives.  Emulated: the counts are exact, and
     say nothing of time.  docs/profile.md describes the figures and the JSON.
     """
+    from handgrad import gpus
     from handgrad.cli.output import console, print_json
     from handgrad.cli.progress import counted
-    from handgrad.proof import gpus, traffic
+    from handgrad.proof import traffic
 
     out = console(as_json)
     chosen_gpus = [gpus.find_gpu(name).name for name in gpu or []]

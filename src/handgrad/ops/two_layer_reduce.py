@@ -112,7 +112,7 @@ def requested(problem: Problem, S: int, S_b2: int | None = None, losses: int = 0
         "steps": 4 * blocks + 8,
         "ticket": 4 * blocks,
     }
-    return found | dict.fromkeys(STATES[problem.rule], 2 * touched)
+    return found | {"state": 2 * touched * len(STATES[problem.rule])}
 
 
 def _bytes(size: int, S: int, losses: int, itemsize: int = 4, rule: str = "Sgd") -> dict[str, int]:

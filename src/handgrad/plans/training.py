@@ -1,0 +1,219 @@
+"""Training steps and epochs of a two-layer network through its plans.
+
+A network has one :class:`PlannedTraining`.  Each plan is bound once: its workspace is allocated at its first
+step, and nothing is in later ones.  On CuPy the launches of a step that comes again on the same arrays are
+captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.arrays import Array
+from handgrad.ops import batch, checks
+from handgrad.ops.two_layer import Layout, Problem, StepArrays
+from handgrad.ops.workspace import Workspace
+from handgrad.plans import paths
+from handgrad.plans.choice import Choice, NoPath, choose
+from handgrad.plans.graph import CapturedLaunches
+from handgrad.plans.problems import problem_of
+
+if TYPE_CHECKING:
+    from handgrad.network import MLP
+    from handgrad.ops.optimizer import Optimizer
+
+MOST_PLANS = 16  # kept with their workspaces: full and last batches of several sizes, steps and gradients
+
+_said: set[str] = set()
+
+
+class BoundPlan:
+    """A layout with the memory that it works in."""
+
+    def __init__(self, layout: Layout, xp: Any) -> None:
+        self.layout = layout
+        self.workspace = Workspace()
+        self.loss = xp.empty((1,), dtype=layout.problem.dtype)  # at one address, for the graph
+        self._path = paths.module_of(layout.path)
+        self._captured = CapturedLaunches(xp)
+
+    def run(self, arrays: StepArrays) -> None:
+        """The launches of one step."""
+        given = (arrays.X, arrays.y, arrays.parameters.flat, arrays.gradient, arrays.loss)
+        optimizer = arrays.optimizer
+        state = () if optimizer is None else optimizer.kernel_arguments(arrays.parameters)
+        key = (
+            arrays.scale,
+            arrays.shift,
+            *(None if array is None else checks.address(array) for array in (*given, *state)),
+        )
+        self._captured.run(key, lambda: self._path.run(self.layout, arrays))
+
+
+class PlannedTraining:
+    """Runs ``net``'s steps, gradients and epochs by plans."""
+
+    def __init__(self, net: MLP) -> None:
+        self._net = net
+        self._bound: OrderedDict[tuple[str, Problem], BoundPlan] = OrderedDict()
+
+    # ---- one step
+
+    def gradient(self, X: Array, y: Array, gradient: Array) -> Array | None:
+        """Write the flat gradient of the batch and give the loss, 0-d; None where no path takes it."""
+        choice = self._choose(X, rule="Store")
+        if choice is None:
+            return None
+        return self._run(choice, X, y, gradient=gradient).copy().reshape(())
+
+    def step(
+        self,
+        X: Array,
+        y: Array,
+        optimizer: Optimizer,
+        loss: Array,
+        scale: float = 1.0,
+        shift: float = 0.0,
+    ) -> bool:
+        """One step of ``optimizer`` on ``X * scale + shift``; False, and nothing done, where no path can."""
+        choice = self._choose(X, rule=optimizer.rule)
+        if choice is None:
+            return False
+        optimizer.bind(self._net.flat_parameters)
+        loss[...] = self._run(choice, X, y, optimizer=optimizer, scale=scale, shift=shift)
+        return True
+
+    def _choose(self, X: Array, rule: str, epoch: bool = False, N: int | None = None) -> Choice | None:
+        rows = int(X.shape[0]) if N is None else N
+        if rows == 0:
+            return None
+        inputs = np.dtype(X.dtype).name
+        try:
+            problem = problem_of(self._net, rows, rule=rule, inputs=inputs)
+            asked = self._net.path
+            if asked == paths.EPOCH and not epoch:
+                asked = None
+            choice = choose(problem, asked, epoch)
+        except NoPath:
+            return None
+        _say(choice.instead)
+        return choice
+
+    def _run(
+        self,
+        choice: Choice,
+        X: Array,
+        y: Array,
+        *,
+        gradient: Array | None = None,
+        optimizer: Optimizer | None = None,
+        scale: float = 1.0,
+        shift: float = 0.0,
+    ) -> Array:
+        """One step; the loss (1,), in memory that the next one takes."""
+        bound = self._bind(choice.layout)
+        xp = self._net.xp
+        given = checks.contiguous(xp, X), checks.contiguous(xp, y)
+        parameters = self._net.flat_parameters
+        bound.run(
+            StepArrays(*given, scale, shift, parameters, gradient, optimizer, bound.loss, bound.workspace)
+        )
+        return bound.loss
+
+    def _bind(self, layout: Layout) -> BoundPlan:
+        key = (layout.path, layout.problem)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = BoundPlan(layout, self._net.xp)
+            if len(self._bound) > MOST_PLANS:
+                self._bound.popitem(last=False)
+        self._bound.move_to_end(key)
+        return bound
+
+    # ---- an epoch
+
+    def epoch(
+        self,
+        X: Array,
+        y: Array,
+        order: NDArray[np.int32],
+        batch_size: int,
+        optimizer: Optimizer,
+        scale: float,
+        shift: float,
+    ) -> Array | None:
+        """The losses of an epoch's steps; None, and nothing done, where no path takes it."""
+        net = self._net
+        inputs = X if X.dtype == np.uint8 else X[:0].astype(net.dtype)
+        steps = -(-len(order) // batch_size)
+        size = min(batch_size, len(order))
+        choice = self._choose(inputs, optimizer.rule, epoch=True, N=size) if steps else None
+        if choice is None:
+            return None
+        optimizer.bind(net.flat_parameters)
+        losses = net.xp.empty((steps,), dtype=net.dtype)
+        rows = net.xp.asarray(order)
+        if choice.layout.path == paths.EPOCH:
+            self._whole_epoch(choice, X, y, rows, batch_size, optimizer, losses, scale, shift)
+            return losses
+        consecutive = bool((np.diff(order) == 1).all())
+        for step in range(steps):
+            part = slice(step * batch_size, min((step + 1) * batch_size, len(order)))
+            first = int(order[part.start])
+            if consecutive and X.dtype in (np.uint8, net.dtype):  # the batch lies there already
+                taken = slice(first, first + part.stop - part.start)
+                batch_X, batch_y, factors = X[taken], y[taken], (scale, shift)
+            else:
+                batch_X, batch_y, factors = self._gathered(choice, X, y, rows[part], scale, shift)
+            if not self.step(batch_X, batch_y, optimizer, losses[step : step + 1], *factors):
+                raise AssertionError("the path takes every batch of an epoch whose first it takes")
+        return losses
+
+    def _whole_epoch(
+        self,
+        choice: Choice,
+        X: Array,
+        y: Array,
+        rows: Array,
+        batch_size: int,
+        optimizer: Optimizer,
+        losses: Array,
+        scale: float,
+        shift: float,
+    ) -> None:
+        net = self._net
+        bound = self._bind(choice.layout)
+        X = X if X.dtype in (np.uint8, net.dtype) else X.astype(net.dtype)
+        arrays = StepArrays(
+            checks.contiguous(net.xp, X), checks.contiguous(net.xp, y), scale, shift, net.flat_parameters,
+            None, optimizer, losses, bound.workspace,
+        )  # fmt: skip
+        paths.MODULES[paths.EPOCH].run(choice.layout, arrays, rows, batch_size, losses)
+
+    def _gathered(
+        self, choice: Choice, X: Array, y: Array, rows: Array, scale: float, shift: float
+    ) -> tuple[Array, Array, tuple[float, float]]:
+        """The batch of these rows, in memory that every batch takes, with scale and shift yet to come."""
+        net, workspace = self._net, self._bind(choice.layout).workspace
+        N, D = len(rows), int(X.shape[1])
+        targets = workspace.get("batch.y", (N, *y.shape[1:]), y.dtype, net.xp)
+        batch.gather(y, rows, out=targets)
+        if X.dtype == np.uint8 and D % 4 == 0 and checks.address(X) % 4 == 0 and X.flags.c_contiguous:
+            words = workspace.get("batch.words", (N, D // 4), np.int32, net.xp)
+            batch.gather(X.view(np.int32), rows, out=words)  # four pixels at a time, as they are stored
+            return words.view(np.uint8), targets, (scale, shift)
+        inputs = workspace.get("batch.X", (N, D), net.dtype, net.xp)
+        batch.gather(X, rows, out=inputs, scale=scale, shift=shift, dtype=net.dtype)
+        return inputs, targets, (1.0, 0.0)
+
+
+def _say(line: str) -> None:
+    """On stderr, once a process."""
+    if line and line not in _said:
+        _said.add(line)
+        print(f"handgrad: {line}", file=sys.stderr)
