@@ -33,9 +33,9 @@ def figures_of(expression: str = TILED, arch: str = "sm_90", **changes: object) 
 # ---- which kernels are watched ---------------------------------------------------------------------------
 
 
-def test_at_most_forty_kernels_and_each_of_the_catalogue():
+def test_at_most_so_many_kernels_and_each_of_the_catalogue():
     chosen = budgets.chosen()
-    assert len(set(chosen)) == len(chosen) <= 40
+    assert len(set(chosen)) == len(chosen) <= budgets.MOST_KERNELS
     names = {(one.file, one.expression.split("<")[0]) for one in chosen}
     assert names == {(entry.file, entry.name) for entry in kernel.catalogue()}
     for tile in ops.linear.TILES:

@@ -54,7 +54,9 @@ def requested(profile: Profile, buffer: str, access: str) -> int:
 
 
 def test_every_kernel_is_profiled(aligned: list[Profile]) -> None:
-    assert {one.expected.op for one in aligned} == {entry.op for entry in catalogue()}
+    """But those of the fused steps, whose plans say what they move."""
+    ops = {entry.op for entry in catalogue()}
+    assert {one.expected.op for one in aligned} == {op for op in ops if not op.startswith("two_layer.")}
     assert all(one.aligned for one in aligned)
     assert {shape.loss for shape in ALIGNED} == set(loss.NAMES)
 

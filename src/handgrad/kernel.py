@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from handgrad.arrays import cuda_error_message, get_array_module
 
 STATIC_SHARED_LIMIT = 48 * 1024  # bytes of shared memory a block may use without opting in
 NVRTC_OPTIONS = ("-std=c++17",)
+
+REGISTERS = 65536  # of 32 bits on a multiprocessor, and the most of a block, on every architecture served
 
 _override: list[Path] = []
 
@@ -138,6 +141,45 @@ def _cuda_function(folder: Path, file: str, expression: str, digest: str) -> Any
     source = (folder / file).read_text()
     module = cupy.RawModule(code=source, options=options, name_expressions=(expression,))
     return module.get_function(expression)
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What launch code sizes grids and tiles by: ``sms`` multiprocessors, bytes of shared memory that one
+    block may opt into, 32-bit registers of one block, bytes of L2 cache."""
+
+    arch: str
+    sms: int
+    shared_bytes: int
+    registers: int
+    l2_bytes: int
+
+
+def device_limits(xp: ModuleType) -> DeviceLimits:
+    """Those of the current GPU, or what the emulator is set to; the CPU has none (``ValueError``)."""
+    if xp is np:
+        raise ValueError("device: expected a GPU or the emulator, got the CPU, which runs no kernels")
+    if xp.__name__ == "cupy":
+        return _cuda_limits(int(xp.cuda.runtime.getDevice()))
+    from handgrad.emulator.settings import L2_BYTES, SHARED_BYTES_PER_BLOCK
+
+    now = xp.current_settings()
+    return DeviceLimits(now.arch, now.sms, SHARED_BYTES_PER_BLOCK[now.arch], REGISTERS, L2_BYTES[now.arch])
+
+
+@functools.cache
+def _cuda_limits(index: int) -> DeviceLimits:
+    import cupy
+
+    device = cupy.cuda.Device(index)
+    found = device.attributes
+    return DeviceLimits(
+        f"sm_{device.compute_capability}",
+        int(found["MultiProcessorCount"]),
+        int(found["MaxSharedMemoryPerBlockOptin"]),
+        int(found["MaxRegistersPerBlock"]),
+        int(found["L2CacheSize"]),
+    )
 
 
 @dataclass(frozen=True)

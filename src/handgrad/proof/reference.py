@@ -198,14 +198,14 @@ def clip_factor(g: Floats, clip_norm: float | None) -> Bounded:
 def optimizer_update(
     settings: Mapping[str, Any],
     w: Floats,
-    g: Floats,
+    g: Floats | Bounded,
     states: Mapping[str, Floats],
     t: int,
-    factor: Bounded,
+    factor: Bounded | None = None,
 ) -> tuple[Bounded, dict[str, Bounded]]:
     """Step number ``t`` (from 1) of the optimizer that ``settings`` describes: the new w and state.
 
-    ``settings``: the ``config()`` of the optimizer; ``factor``: of :func:`clip_factor`.
+    ``settings``: the ``config()`` of the optimizer; ``factor``: of :func:`clip_factor`, if clipped.
     """
     own, double = PRECISIONS[w.dtype.name], PRECISIONS["float64"]
 
@@ -218,7 +218,8 @@ def optimizer_update(
         """1 - betaᵗ without cancellation."""
         return -(Bounded.exact(beta, double).log() * t).expm1()
 
-    weight, gradient = exact(w), exact(g) * factor
+    weight, gradient = exact(w), g if isinstance(g, Bounded) else exact(g)
+    gradient = gradient if factor is None else gradient * factor
     lr, decay = settings["lr"], settings["weight_decay"]
     if settings["optimizer"] == "AdamW":
         weight = weight * constant(1 - Bounded.exact(lr, double) * decay)
