@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from handgrad.gpus import Gpu, find_gpu
 from handgrad.plans.choice import choose
-from handgrad.plans.plan import Plan
+from handgrad.plans.description import Plan
 from handgrad.plans.problems import problem_of
 
 if TYPE_CHECKING:

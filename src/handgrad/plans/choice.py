@@ -62,11 +62,7 @@ def choose(problem: Problem, path: str | None = None, epoch: bool = False) -> Ch
         return dataclasses.replace(step, reason=f"{step.reason}; R2 cannot: {refusal}")
     whole = lay_out(problem, paths.EPOCH)
     gpu = gpu_like(problem)
-    fast, slow = (
-        model.predict(lay_out(model.on_gpu(problem, gpu), one.path), gpu).seconds
-        for one in (whole, step.layout)
-        if not refusal_of(model.on_gpu(problem, gpu), one.path)
-    )
+    fast, slow = (model.predict(one, gpu).seconds for one in (whole, step.layout))
     times = f"{fast * 1e6:.1f} against {slow * 1e6:.1f} µs"
     compared = f"{times} a step of {step.layout.path}, captured, on {gpu.name}"
     if fast < slow:
