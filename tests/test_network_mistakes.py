@@ -57,7 +57,7 @@ def device(request):
         ({"dtype": "single precision"}, "dtype: expected float32 or float64, got 'single precision'"),
         ({"dtype": ">f4"}, "dtype: expected float32 or float64, got '>f4'"),
         ({"dtype": None}, "dtype: expected float32 or float64, got None"),
-        ({"precision": "tf32"}, "precision: with dtype float32, expected float32, got 'tf32'"),
+        ({"precision": "fp8"}, "precision: with dtype float32, expected float32 or tf32 or 3xtf32 or bf"),
         ({"seed": -1}, "seed: expected a whole number, 0 or above, got -1"),
         ({"seed": None}, "seed: expected a whole number, 0 or above, got None"),
         (
