@@ -137,7 +137,7 @@ def _cross_entropy(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded
     largest = Bounded.exact(z.value.max(axis=1, keepdims=True), p)
     weights = (z - largest).exp()
     denominator = weights.sum(axis=1, keepdims=True)
-    of_label = Bounded.exact(z.value[is_label][:, None], p)
+    of_label = Bounded(z.value[is_label][:, None], z.error[is_label][:, None], p)
     losses = denominator.log() + (largest - of_label)
     probability = weights / denominator
     less_one = probability - 1
@@ -148,7 +148,7 @@ def _cross_entropy(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded
 
 def _hinge(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded, Bounded]:
     p = z.precision
-    margin = z - Bounded.exact(z.value[is_label][:, None], p) + 1
+    margin = z - Bounded(z.value[is_label][:, None], z.error[is_label][:, None], p) + 1
     violated = ~(margin.value <= 0) & ~is_label  # a NaN margin counts
     uncertain = (abs(margin.value) <= margin.error) & ~is_label  # rounding may decide either way
     losses = margin.where(violated | uncertain).positive().sum(axis=1)
