@@ -9,9 +9,8 @@ import pytest
 from command_line import refused, report
 
 from handgrad import acceptance, emulator
-from handgrad.acceptance import ceilings, rivals, timing
+from handgrad.acceptance import ceilings, rivals, stages, timing
 from handgrad.acceptance import report as written
-from handgrad.acceptance import run as run_module
 from handgrad.arrays import resolve_device
 from handgrad.plans import paths
 from handgrad.throughput import Shape
@@ -30,8 +29,8 @@ def compiler():
 @pytest.fixture
 def small(monkeypatch):
     """One shape and one rival, in seconds."""
-    limits = dataclasses.replace(run_module.SMALL, shapes=(SHAPE,), rivals=("cublas", "torch eager"))
-    monkeypatch.setattr(run_module, "SMALL", limits)
+    limits = dataclasses.replace(stages.SMALL, shapes=(SHAPE,), rivals=("cublas", "torch eager"))
+    monkeypatch.setattr(stages, "SMALL", limits)
 
 
 def test_the_command_goes_through_and_writes_its_report(small, tmp_path):
@@ -55,7 +54,7 @@ def test_the_command_goes_through_and_writes_its_report(small, tmp_path):
     assert missing["checks"] == "handgrad kernels check runs them"
     assert json.loads((tmp_path / "acceptance.json").read_text()) == found
     text = (tmp_path / "acceptance.md").read_text()
-    assert "Emulated on the CPU" in text
+    assert "its times say nothing about a GPU" in text
     assert f"| {SHAPE} | R1 | float32 |" in text
     assert f"- cublas {SHAPE}: needs a GPU" in text
 
@@ -70,7 +69,8 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch):
     monkeypatch.setattr(timing, "SGD", lambda lr, momentum=0.0: timing_SGD(lr * (1 if momentum else 1.01)))
     bad = timing.time_path("R1", SHAPE, "float32", device, top, 0.01, 2)
     assert bad.seconds == []
-    assert bad.note.startswith("not timed: the gradient is off by 9.9e-03, expected 1e-04")
+    assert bad.error == pytest.approx(0.01, rel=0.05)
+    assert bad.note.startswith("not timed: the gradient is off by 9.")
 
 
 timing_SGD = timing.SGD
@@ -88,9 +88,11 @@ def test_the_bound_is_made_of_measured_ceilings():
 def test_a_worker_that_dies_loses_one_figure(monkeypatch):
     """The process ends in the middle of its list; another one does the rest."""
     program = (
-        "import sys, json; given = json.loads(sys.stdin.read()); path, sizes, word = given['work'][0]\n"
-        "if path == 'R3': print('CUDA error: gone', file=sys.stderr); sys.exit(7)\n"
-        "print(json.dumps({'name': path, 'shape': 'x', 'precision': word, 'seconds': [1.0]}))\n"
+        "import sys, json\n"
+        "for path, sizes, word in json.loads(sys.stdin.read())['work']:\n"
+        "    if path == 'R3': print('CUDA error: gone', file=sys.stderr); sys.exit(7)\n"
+        "    row = {'name': path, 'shape': 'x', 'precision': word, 'seconds': [1.0]}\n"
+        "    print(json.dumps(row), flush=True)\n"
     )
     started = []
 
@@ -104,7 +106,8 @@ def test_a_worker_that_dies_loses_one_figure(monkeypatch):
     found = timing.measure(work, "emulator", ceilings.Ceilings("emulator", 1.0, {}), 0.01, 2, 60)
     assert [one.name for one in found] == ["R1", "R3", "R4"]
     assert found[1].note == "the process ended with code 7: CUDA error: gone"
-    assert len(started) >= 2
+    assert found[2].seconds == [1.0]
+    assert len(started) == 2
 
 
 def test_time_that_is_over_is_told():
@@ -123,12 +126,12 @@ def test_a_rival_that_is_not_there_says_so():
 def test_checks_go_kernel_by_kernel(monkeypatch):
     """What fails is listed; what finds no time is not called passed."""
     not_run: list[dict[str, str]] = []
-    limits = dataclasses.replace(run_module.SMALL, checks="quick")
+    limits = dataclasses.replace(stages.SMALL, checks="quick")
     monkeypatch.setattr("handgrad.proof.correctness.chosen_ops", lambda wanted: wanted or ["loss.rows"])
-    found = run_module._check(resolve_device("emulator"), limits, 60.0, not_run, lambda text: None)
+    found = stages._check(resolve_device("emulator"), limits, 60.0, not_run, lambda text: None)
     assert found["passed"] > 10
     assert found["failed"] == not_run == []
-    run_module._check(resolve_device("emulator"), limits, -1.0, not_run, lambda text: None)
+    stages._check(resolve_device("emulator"), limits, -1.0, not_run, lambda text: None)
     assert not_run == [{"what": "check loss.rows (quick)", "why": "out of time"}]
 
 
@@ -152,7 +155,7 @@ def test_the_report_lists_failures():
         (("--device", "cpu"), "--device: expected cuda, cuda:N or emulator with --full, got cpu"),
         (
             ("--device", "emulator", "--device", "cuda"),
-            "--device: expected one GPU, or the emulator, with --full",
+            "--device: expected one GPU, or the emulator",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from handgrad.gradients.gradcheck import gradcheck
 from handgrad.layouts import from_torch, to_torch
 from handgrad.network import MLP, Gradients
 from handgrad.ops.optimizer import SGD, Adam, AdamW
-from handgrad.plans import Plan, plan
+from handgrad.plans import Plan, plan, tune
 from handgrad.training import History, evaluate, fit
 
 __version__ = "0.1.0"
@@ -42,4 +42,5 @@ __all__ = [
     "to_device",
     "to_numpy",
     "to_torch",
+    "tune",
 ]

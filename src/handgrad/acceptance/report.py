@@ -24,7 +24,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [f"# Acceptance run on {found['device']}", ""]
     if found["emulated"]:
         lines += [
-            "**Emulated on the CPU: it shows that the run works; the times say nothing about a GPU.**",
+            "**Emulated on the CPU: the run works; its times say nothing about a GPU.**",
             "",
         ]
     products = ", ".join(

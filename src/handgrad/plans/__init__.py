@@ -7,18 +7,21 @@ no GPU is needed to plan.  Training takes the same choice.  docs/plans.md descri
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from handgrad.gpus import Gpu, find_gpu
+from handgrad.plans import tuning
 from handgrad.plans.choice import choose
 from handgrad.plans.description import Plan
 from handgrad.plans.problems import problem_of
+from handgrad.plans.tuning import Tuned, tune
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
     from handgrad.ops.optimizer import Optimizer
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "Tuned", "plan", "tune"]
 
 DEFAULT_GPU = "A100"
 
@@ -54,7 +57,11 @@ def plan(
     rule = "Store" if clip_norm is not None else "Sgd" if optimizer is None else optimizer.rule
     named = gpu if gpu is not None or net.device.kind != "cpu" else DEFAULT_GPU
     problem = problem_of(net, N, rule=rule, inputs=inputs, gpu=None if named is None else find_gpu(named))
-    choice = choose(problem, path or _named(net), epoch=clip_norm is None)
+    asked = path or _named(net)
+    measured = tuning.winner(net, problem) if asked is None and gpu is None else None
+    choice = choose(problem, asked or (None if measured == tuning.CUBLAS else measured), clip_norm is None)
+    if measured is not None:
+        choice = replace(choice, reason=f"{measured} was measured to be the fastest on this GPU")
     return Plan(choice, number, clipped=clip_norm is not None)
 
 

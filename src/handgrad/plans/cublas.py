@@ -28,12 +28,6 @@ class CublasTraining:
     """Runs ``net``'s steps, gradients and epochs with ``xp.matmul``; any number of layers."""
 
     def __init__(self, net: MLP) -> None:
-        if net.device.kind != "cuda":
-            raise ValueError(
-                f"matmul: expected 'kernels' on {net.device}, got 'cublas'; it needs a GPU, device='cuda'"
-            )
-        if net.precision != net.dtype.name:
-            raise ValueError(f"matmul: cublas computes in {net.dtype}, got precision {net.precision!r}")
         self._net = net
         self._workspace = Workspace()
         self._gradient: Array | None = None

@@ -25,6 +25,12 @@ def planned_training(net: MLP) -> PlannedTraining | CublasTraining | None:
     if net.matmul not in MATMULS:
         raise ValueError(f"matmul: expected one of {', '.join(MATMULS)}, got {net.matmul!r}")
     if net.matmul == "cublas":
+        if net.device.kind != "cuda":
+            raise ValueError(
+                f"matmul: expected 'kernels' on {net.device}, got 'cublas'; it needs a GPU, device='cuda'"
+            )
+        if net.precision != net.dtype.name:
+            raise ValueError(f"matmul: cublas computes in {net.dtype}, got precision {net.precision!r}")
         return CublasTraining(net)
     if net.device.kind == "cpu" or net.layers != 2 or net.path == paths.BY_OP:
         return None

@@ -18,8 +18,9 @@ from handgrad.arrays import Array
 from handgrad.ops import batch, checks
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 from handgrad.ops.workspace import Workspace
-from handgrad.plans import paths
+from handgrad.plans import paths, tuning
 from handgrad.plans.choice import Choice, NoPath, choose
+from handgrad.plans.cublas import CublasTraining
 from handgrad.plans.graph import CapturedLaunches
 from handgrad.plans.problems import problem_of
 
@@ -61,11 +62,14 @@ class PlannedTraining:
     def __init__(self, net: MLP) -> None:
         self._net = net
         self._bound: OrderedDict[tuple[str, Problem], BoundPlan] = OrderedDict()
+        self._cublas = CublasTraining(net)
 
     # ---- one step
 
     def gradient(self, X: Array, y: Array, gradient: Array) -> Array | None:
         """Write the flat gradient of the batch and give the loss, 0-d; None where no path takes it."""
+        if self._cublas_wins(X, "Store"):
+            return self._cublas.gradient(X, y, gradient)
         choice = self._choose(X, rule="Store")
         if choice is None:
             return None
@@ -81,12 +85,21 @@ class PlannedTraining:
         shift: float = 0.0,
     ) -> bool:
         """One step of ``optimizer`` on ``X * scale + shift``; False, and nothing done, where no path can."""
+        if (scale, shift) == (1.0, 0.0) and self._cublas_wins(X, optimizer.rule):
+            return self._cublas.step(X, y, optimizer, loss)
         choice = self._choose(X, rule=optimizer.rule)
         if choice is None:
             return False
         optimizer.bind(self._net.flat_parameters)
         loss[...] = self._run(choice, X, y, optimizer=optimizer, scale=scale, shift=shift)
         return True
+
+    def _cublas_wins(self, X: Array, rule: str, N: int | None = None) -> bool:
+        """Whether the vendor's products were measured to be the fastest for this batch."""
+        net, rows = self._net, int(X.shape[0]) if N is None else N
+        if net.path is not None or net.device.kind != "cuda" or rows == 0:
+            return False
+        return tuning.winner(net, problem_of(net, rows, rule=rule)) == tuning.CUBLAS
 
     def _choose(self, X: Array, rule: str, epoch: bool = False, N: int | None = None) -> Choice | None:
         rows = int(X.shape[0]) if N is None else N
@@ -98,7 +111,8 @@ class PlannedTraining:
             asked = self._net.path
             if asked == paths.EPOCH and not epoch:
                 asked = None
-            choice = choose(problem, asked, epoch)
+            measured = tuning.winner(self._net, problem) if asked is None else None
+            choice = choose(problem, asked or (None if measured == tuning.CUBLAS else measured), epoch)
         except NoPath:
             return None
         _say(choice.instead)
@@ -152,6 +166,8 @@ class PlannedTraining:
         inputs = X if X.dtype == np.uint8 else X[:0].astype(net.dtype)
         steps = -(-len(order) // batch_size)
         size = min(batch_size, len(order))
+        if steps and self._cublas_wins(X, optimizer.rule, N=size):
+            return self._cublas.epoch(X, y, order, batch_size, optimizer, scale, shift)
         choice = self._choose(inputs, optimizer.rule, epoch=True, N=size) if steps else None
         if choice is None:
             return None
