@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from handgrad.ops.two_layer import Launch, Layout
 from handgrad.plans import model, paths
 from handgrad.plans.choice import Choice, lay_out, refusal_of
 
+SLOTS = ("momentum", "first_moment", "second_moment")  # of the optimizer's state
 GATHERS = 2  # launches that pick a batch's rows out of X and y
 
 
@@ -76,13 +78,10 @@ class Plan:
     @property
     def traffic(self) -> dict[str, dict[str, int]]:
         """Buffer -> bytes of a step: ``compulsory`` for any implementation, ``expected`` of these kernels."""
-        layout = self.layout
+        compulsory, expected = (_folded(one) for one in (self.layout.compulsory, self.layout.requested))
         return {
-            name: {
-                "compulsory": int(layout.compulsory.get(name, 0)),
-                "expected": int(layout.requested.get(name, 0)),
-            }
-            for name in dict.fromkeys((*layout.compulsory, *layout.requested))
+            name: {"compulsory": compulsory.get(name, 0), "expected": expected.get(name, 0)}
+            for name in dict.fromkeys((*compulsory, *expected))
         }
 
     @property
@@ -167,3 +166,12 @@ class Plan:
             for name, one in self.predictions.items()
         ]
         return lines
+
+
+def _folded(moved: Mapping[str, int]) -> dict[str, int]:
+    """The optimizer's state as one buffer."""
+    found: dict[str, int] = {}
+    for name, count in moved.items():
+        key = "state" if name in SLOTS else name
+        found[key] = found.get(key, 0) + int(count)
+    return found
