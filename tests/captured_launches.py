@@ -18,15 +18,9 @@ class Graph:
         self.launches, self.log = launches, log
 
     def launch(self, stream: Stream) -> None:
-        self.log.append(f"{stream.name} replays {len(self.launches)}")
+        self.log.append(f"{len(self.launches)} replayed on the {stream.name}")
         for one in self.launches:
             emulator.launch(*one)
-
-
-class Event:
-    def __init__(self, disable_timing: bool) -> None:
-        assert disable_timing, "a timed event waits"
-        self.on = ""
 
 
 class Stream:
@@ -52,12 +46,6 @@ class Stream:
             raise RuntimeError("cudaErrorStreamCaptureInvalidated:\n operation failed")
         return Graph(self._captured, self.log)
 
-    def record(self, event: Event) -> None:
-        event.on = self.name
-
-    def wait_event(self, event: Event) -> None:
-        self.log.append(f"{self.name} waits for {event.on}")
-
 
 class Streams(ModuleType):
     """The module: ``log`` has what happened in order."""
@@ -69,12 +57,12 @@ class Streams(ModuleType):
 
         class Cuda:
             @staticmethod
-            def Stream() -> Stream:
+            def Stream(non_blocking: bool) -> Stream:
+                assert non_blocking, "another stream's work would end the capture"
                 return Stream("graph stream", stand_in.log, fails)
 
             @staticmethod
             def get_current_stream() -> Stream:
                 return Stream("current stream", stand_in.log)
 
-        Cuda.Event = Event  # type: ignore[attr-defined]
         self.cuda = Cuda

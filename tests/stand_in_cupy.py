@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -74,6 +74,14 @@ class StandInCupy(ModuleType):
         stand_in = self
 
         class Device:
+            compute_capability = "90"
+            attributes: ClassVar = {
+                "MultiProcessorCount": 132,
+                "MaxSharedMemoryPerBlockOptin": 227 * 1024,
+                "MaxRegistersPerBlock": 65536,
+                "L2CacheSize": 50 * 2**20,
+            }
+
             def __init__(self, index: int) -> None:
                 self.id = index
 
@@ -92,6 +100,7 @@ class StandInCupy(ModuleType):
             runtime=SimpleNamespace(
                 CUDARuntimeError=CUDARuntimeError,
                 getDeviceCount=self._count,
+                getDevice=lambda: self.current,
                 memGetInfo=lambda: (512 * 2**20, 2048 * 2**20),
             ),
         )

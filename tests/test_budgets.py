@@ -54,7 +54,7 @@ def test_every_launch_of_a_step_is_watched(step, monkeypatch):
     N, D, H, C, loss = step
     launched: list[str] = []
     monkeypatch.setattr(emulator, "launch", lambda source, expression, *rest: launched.append(expression))
-    net = MLP([D, H, C], loss=loss, device="emulator")
+    net = MLP([D, H, C], loss=loss, device="emulator", path="ops")
     y = emulator.zeros((N, C), np.float32) if C == 1 else emulator.zeros((N,), np.int32)
     net.train_step(emulator.zeros((N, D), np.float32), y, ops.optimizer.SGD(lr=0.1, momentum=0.9))
     expected = {one.expression for one in budgets.step_kernels(*step)}

@@ -1,7 +1,7 @@
 """Launches that repeat, captured in a CUDA graph: the host then issues one call a step.
 
 The first time, the launches run as they are, which compiles kernels and allocates their workspace; the second
-time they are captured on a stream of their own, and from then on replayed.  A graph has the addresses of its
+time they are captured, which takes a stream of its own, and from then on replayed on the current stream.  A graph has the addresses of its
 arrays in it, so it belongs to a key that names them; lr and the step count live in device memory and go on
 counting.  The results are those of the launches themselves, bit for bit.
 
@@ -34,14 +34,14 @@ class CapturedLaunches:
             launches()
         elif self._graphs.get(key) is not None:
             self._graphs.move_to_end(key)
-            self._replay(self._graphs[key])
+            self._graphs[key].launch(self._xp.cuda.get_current_stream())
         elif key in self._graphs:
             graph = self._capture(launches)
             if graph is None:
                 launches()
             else:
                 self._graphs[key] = graph
-                self._replay(graph)
+                graph.launch(self._xp.cuda.get_current_stream())
         else:
             launches()
             self._graphs[key] = None
@@ -51,8 +51,7 @@ class CapturedLaunches:
     def _capture(self, launches: Callable[[], None]) -> Any:
         """The graph; None where the driver refuses, which is said once and not tried again."""
         if self._stream is None:
-            self._stream = self._xp.cuda.Stream()
-            self._before, self._after = (self._xp.cuda.Event(disable_timing=True) for _ in range(2))
+            self._stream = self._xp.cuda.Stream(non_blocking=True)
         try:
             with self._stream:
                 self._stream.begin_capture()
@@ -66,12 +65,3 @@ class CapturedLaunches:
             text = " ".join(str(error).split())
             print(f"handgrad: launches are not captured in a CUDA graph ({text})", file=sys.stderr)
             return None
-
-    def _replay(self, graph: Any) -> None:
-        """Launch it in order with what the current stream has done and will do."""
-        current = self._xp.cuda.get_current_stream()
-        current.record(self._before)
-        self._stream.wait_event(self._before)
-        graph.launch(self._stream)
-        self._stream.record(self._after)
-        current.wait_event(self._after)
