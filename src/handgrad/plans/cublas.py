@@ -54,6 +54,9 @@ class CublasTraining:
         optimizer.update(parameters, self._gradient)
         return True
 
+    def forget(self) -> None:
+        """There is no decision to forget."""
+
     def epoch(
         self,
         X: Array,

@@ -1,9 +1,9 @@
 """Launches that repeat, captured in a CUDA graph: the host then issues one call a step.
 
 The first time, the launches run as they are, which compiles kernels and allocates their workspace; the second
-time they are captured, which takes a stream of its own, and from then on replayed on the current stream.  A graph has the addresses of its
-arrays in it, so it belongs to a key that names them; lr and the step count live in device memory and go on
-counting.  The results are those of the launches themselves, bit for bit.
+time they are captured, which takes a stream of its own, and from then on replayed on the current stream.  A
+graph has the addresses of its arrays in it, so it belongs to a key that names them; lr and the step count
+live in device memory and go on counting.  The results are those of the launches themselves, bit for bit.
 
 On the emulator the launches run as they are.
 """

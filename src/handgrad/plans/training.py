@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.arrays import Array
+from handgrad.kernel import device_limits
 from handgrad.ops import batch, checks
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 from handgrad.ops.workspace import Workspace
@@ -62,15 +64,16 @@ class PlannedTraining:
     def __init__(self, net: MLP) -> None:
         self._net = net
         self._bound: OrderedDict[tuple[str, Problem], BoundPlan] = OrderedDict()
+        self._decisions: dict[Hashable, Choice | str | None] = {}
         self._cublas = CublasTraining(net)
 
     # ---- one step
 
     def gradient(self, X: Array, y: Array, gradient: Array) -> Array | None:
         """Write the flat gradient of the batch and give the loss, 0-d; None where no path takes it."""
-        if self._cublas_wins(X, "Store"):
+        choice = self._decide(int(X.shape[0]), self._net.dtype.name, "Store")
+        if isinstance(choice, str):
             return self._cublas.gradient(X, y, gradient)
-        choice = self._choose(X, rule="Store")
         if choice is None:
             return None
         return self._run(choice, X, y, gradient=gradient).copy().reshape(())
@@ -83,40 +86,54 @@ class PlannedTraining:
         loss: Array,
         scale: float = 1.0,
         shift: float = 0.0,
+        kernels: bool = False,
     ) -> bool:
         """One step of ``optimizer`` on ``X * scale + shift``; False, and nothing done, where no path can."""
-        if (scale, shift) == (1.0, 0.0) and self._cublas_wins(X, optimizer.rule):
+        choice = self._decide(int(X.shape[0]), X.dtype.name, optimizer.rule, kernels=kernels)
+        if isinstance(choice, str):
             return self._cublas.step(X, y, optimizer, loss)
-        choice = self._choose(X, rule=optimizer.rule)
         if choice is None:
             return False
         optimizer.bind(self._net.flat_parameters)
         loss[...] = self._run(choice, X, y, optimizer=optimizer, scale=scale, shift=shift)
         return True
 
-    def _cublas_wins(self, X: Array, rule: str, N: int | None = None) -> bool:
-        """Whether the vendor's products were measured to be the fastest for this batch."""
-        net, rows = self._net, int(X.shape[0]) if N is None else N
-        if net.path is not None or net.device.kind != "cuda" or rows == 0:
-            return False
-        return tuning.winner(net, problem_of(net, rows, rule=rule)) == tuning.CUBLAS
+    def _decide(
+        self, N: int, inputs: str, rule: str, epoch: bool = False, kernels: bool = False
+    ) -> Choice | str | None:
+        """The choice for batches of N; "cublas" where that was measured to be faster and ``kernels`` are not
+        asked for; None where nothing can.
 
-    def _choose(self, X: Array, rule: str, epoch: bool = False, N: int | None = None) -> Choice | None:
-        rows = int(X.shape[0]) if N is None else N
-        if rows == 0:
+        Remembered, since a small step takes the device less time than choosing takes the host.
+        """
+        net = self._net
+        key = (N, inputs, rule, epoch, kernels, net.path, device_limits(net.xp))
+        if key not in self._decisions:
+            self._decisions[key] = self._decide_anew(N, inputs, rule, epoch, kernels)
+        decision = self._decisions[key]
+        if isinstance(decision, Choice):
+            _say(decision.instead)
+        return decision
+
+    def _decide_anew(self, N: int, inputs: str, rule: str, epoch: bool, kernels: bool) -> Choice | str | None:
+        net = self._net
+        if N == 0:
             return None
-        inputs = np.dtype(X.dtype).name
+        problem = problem_of(net, N, rule=rule, inputs=inputs)
+        asked = None if net.path == paths.EPOCH and not epoch else net.path
+        measured = tuning.winner(net, problem) if asked is None else None
+        if measured == tuning.CUBLAS:
+            if not kernels:
+                return measured
+            measured = None
         try:
-            problem = problem_of(self._net, rows, rule=rule, inputs=inputs)
-            asked = self._net.path
-            if asked == paths.EPOCH and not epoch:
-                asked = None
-            measured = tuning.winner(self._net, problem) if asked is None else None
-            choice = choose(problem, asked or (None if measured == tuning.CUBLAS else measured), epoch)
+            return choose(problem, asked or measured, epoch)
         except NoPath:
             return None
-        _say(choice.instead)
-        return choice
+
+    def forget(self) -> None:
+        """Decide anew from now on: something was measured."""
+        self._decisions.clear()
 
     def _run(
         self,
@@ -163,12 +180,11 @@ class PlannedTraining:
     ) -> Array | None:
         """The losses of an epoch's steps; None, and nothing done, where no path takes it."""
         net = self._net
-        inputs = X if X.dtype == np.uint8 else X[:0].astype(net.dtype)
         steps = -(-len(order) // batch_size)
-        size = min(batch_size, len(order))
-        if steps and self._cublas_wins(X, optimizer.rule, N=size):
+        inputs = "uint8" if X.dtype == np.uint8 else net.dtype.name
+        choice = self._decide(min(batch_size, len(order)), inputs, optimizer.rule, epoch=True)
+        if isinstance(choice, str):
             return self._cublas.epoch(X, y, order, batch_size, optimizer, scale, shift)
-        choice = self._choose(inputs, optimizer.rule, epoch=True, N=size) if steps else None
         if choice is None:
             return None
         optimizer.bind(net.flat_parameters)
@@ -186,7 +202,8 @@ class PlannedTraining:
                 batch_X, batch_y, factors = X[taken], y[taken], (scale, shift)
             else:
                 batch_X, batch_y, factors = self._gathered(choice, X, y, rows[part], scale, shift)
-            if not self.step(batch_X, batch_y, optimizer, losses[step : step + 1], *factors):
+            loss = losses[step : step + 1]
+            if not self.step(batch_X, batch_y, optimizer, loss, *factors, kernels=True):
                 raise AssertionError("the path takes every batch of an epoch whose first it takes")
         return losses
 

@@ -63,7 +63,10 @@ def tune(net: MLP, batch_size: int, *, optimizer: Optimizer | None = None) -> Tu
             f"tune: expected a network on a GPU, got {net.device}; without one the choice follows the model"
         )
     with net.device:
-        return measure_candidates(net, batch_size, optimizer, device_name(net), _seconds_of_a_step)
+        tuned = measure_candidates(net, batch_size, optimizer, device_name(net), _seconds_of_a_step)
+    if net._planned is not None:
+        net._planned.forget()
+    return tuned
 
 
 def measure_candidates(
