@@ -1,7 +1,8 @@
 """Which path runs a problem: one for each, by a total order.
 
 1. A path that was asked for by name, where it can.
-2. For whole epochs, R2 where it can and the model predicts it faster than the captured launches of a step.
+2. For whole epochs, R2 where it can and the model predicts it faster than the captured launches of a step, on
+   the named GPU of the architecture.
 3. The first of R1, R3, R4 that can.
 
 A precision that none of them can do on this architecture gives way to float32, and the reason says so.
@@ -13,11 +14,15 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-from handgrad.gpus import GPUS, Gpu
+from handgrad.gpus import Gpu, find_gpu
 from handgrad.ops.two_layer import Layout, Problem
 from handgrad.plans import model, paths
 
-Refusals = tuple[tuple[str, str], ...]
+# Architecture -> the named GPU that predictions are compared on.
+STAND_FOR = {
+    **dict.fromkeys(("sm_75", "sm_86", "sm_89", "sm_120"), "RTX 4090"),
+    **{"sm_80": "A100", "sm_90": "H100", "sm_100": "H100"},
+}
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,20 @@ def choose(problem: Problem, path: str | None = None, epoch: bool = False) -> Ch
     refusal = refusal_of(problem, paths.EPOCH)
     if refusal:
         return dataclasses.replace(step, reason=f"{step.reason}; R2 cannot: {refusal}")
-    whole = lay_out(problem, paths.EPOCH)
     gpu = gpu_like(problem)
-    fast, slow = (model.predict(one, gpu).seconds for one in (whole, step.layout))
+    named = dataclasses.replace(problem, sms=gpu.sms)  # not this very GPU: the choice decides the bits
+    if refusal_of(named, paths.EPOCH):
+        return step
+    fast, slow = (
+        model.predict(lay_out(named, name), gpu).seconds for name in (paths.EPOCH, step.layout.path)
+    )
+    slow += model.GATHERS * model.CAPTURED_LAUNCH_SECONDS
     times = f"{fast * 1e6:.1f} against {slow * 1e6:.1f} µs"
-    compared = f"{times} a step of {step.layout.path}, captured, on {gpu.name}"
+    compared = f"{times} a step of {step.layout.path} with its gathers, captured, on {gpu.name}"
     if fast < slow:
-        return Choice(whole, f"predicted faster: {compared} (predicted, not measured)")
+        return Choice(
+            lay_out(problem, paths.EPOCH), f"predicted faster: {compared} (predicted, not measured)"
+        )
     return dataclasses.replace(step, reason=f"{step.reason}; R2 is predicted slower: {compared}")
 
 
@@ -95,7 +107,5 @@ def lay_out(problem: Problem, path: str) -> Layout:
 
 
 def gpu_like(problem: Problem) -> Gpu:
-    """The named GPU that predictions for the problem's own device are made for: of its architecture and
-    nearest in size, else nearest in size."""
-    same = [gpu for gpu in GPUS if gpu.arch == problem.arch]
-    return min(same or GPUS, key=lambda gpu: abs(gpu.sms - problem.sms))
+    """The named GPU that stands for the problem's architecture."""
+    return find_gpu(STAND_FOR[problem.arch])

@@ -12,7 +12,6 @@ from handgrad.plans import model, paths
 from handgrad.plans.choice import Choice, lay_out, refusal_of
 
 SLOTS = ("momentum", "first_moment", "second_moment")  # of the optimizer's state
-GATHERS = 2  # launches that pick a batch's rows out of X and y
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Plan:
         """With the two that gather each batch of a shuffled epoch; 1 for R2."""
         if self.path == paths.EPOCH:
             return len(self.layout.launches)
-        return self.steps_per_epoch * (self.launches_per_step + GATHERS)
+        return self.steps_per_epoch * (self.launches_per_step + model.GATHERS)
 
     @property
     def kernels(self) -> tuple[Launch, ...]:

@@ -27,7 +27,7 @@ CAPTURED_LAUNCH_SECONDS = 1.5e-6
 BARRIER_SECONDS = 1.5e-6
 BARRIERS_PER_STEP = 2  # of R2
 L2_BYTES_PER_CLOCK = 64
-MANY_MULTIPROCESSORS = 1 << 20
+GATHERS = 2  # launches that pick a batch's rows out of X and y
 
 
 @dataclass(frozen=True)
