@@ -21,6 +21,7 @@ from handgrad.plans import choice as choice_module
 from handgrad.plans import model, paths, plan, training
 from handgrad.plans.choice import choose, refusal_of
 from handgrad.plans.graph import MOST_GRAPHS, CapturedLaunches
+from handgrad.plans.problems import nearest_architecture
 
 PATHS = tuple(paths.MODULES)
 STEP_PATHS = tuple(name for name in paths.STEP_ORDER if name in paths.MODULES)
@@ -268,6 +269,20 @@ def test_a_named_gpu_is_planned_for():
     with emulator.settings(arch="sm_90", sms=132):
         problem = plan(network(), 50_000).layout.problem
         assert (problem.arch, problem.sms) == ("sm_90", 132)
+
+
+@pytest.mark.parametrize(
+    ("arch", "known"),
+    [("sm_75", "sm_75"), ("sm_87", "sm_86"), ("sm_90", "sm_90"), ("sm_103", "sm_100"), ("sm_121", "sm_120")],
+)
+def test_an_architecture_that_is_not_known_counts_as_the_one_before_it(arch, known):
+    assert nearest_architecture(arch) == known
+    assert choice_module.gpu_like(Problem(4, 3, 2, 1, arch=known)) in gpus.GPUS
+
+
+def test_an_architecture_that_is_too_old_is_refused():
+    with pytest.raises(ValueError, match="device: expected a GPU of sm_75 or newer, got sm_70"):
+        nearest_architecture("sm_70")
 
 
 def test_partitions_come_from_the_shape_alone():
