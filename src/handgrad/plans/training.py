@@ -76,6 +76,7 @@ class PlannedTraining:
             return self._cublas.gradient(X, y, gradient)
         if choice is None:
             return None
+        _say(choice.instead)
         return self._run(choice, X, y, gradient=gradient).copy().reshape(())
 
     def step(
@@ -94,6 +95,7 @@ class PlannedTraining:
             return self._cublas.step(X, y, optimizer, loss)
         if choice is None:
             return False
+        _say(choice.instead)
         optimizer.bind(self._net.flat_parameters)
         loss[...] = self._run(choice, X, y, optimizer=optimizer, scale=scale, shift=shift)
         return True
@@ -110,10 +112,19 @@ class PlannedTraining:
         key = (N, inputs, rule, epoch, kernels, net.path, device_limits(net.xp))
         if key not in self._decisions:
             self._decisions[key] = self._decide_anew(N, inputs, rule, epoch, kernels)
-        decision = self._decisions[key]
-        if isinstance(decision, Choice):
-            _say(decision.instead)
-        return decision
+        return self._decisions[key]
+
+    def _decide_epoch(self, X: Array, N: int, rule: str, consecutive: bool) -> Choice | str | None:
+        """For batches of N out of X: uint8 stays uint8 where the path takes it and rows are whole words."""
+        net = self._net
+        stays = X.dtype == np.uint8 and (
+            consecutive or (X.shape[1] % 4 == 0 and checks.address(X) % 4 == 0 and X.flags.c_contiguous)
+        )
+        found = self._decide(N, "uint8" if stays else net.dtype.name, rule, epoch=True)
+        if stays and isinstance(found, Choice) and net.path not in (None, found.layout.path):
+            other = self._decide(N, net.dtype.name, rule, epoch=True)  # the path may take numbers
+            found = other if isinstance(other, Choice) and other.layout.path == net.path else found
+        return found
 
     def _decide_anew(self, N: int, inputs: str, rule: str, epoch: bool, kernels: bool) -> Choice | str | None:
         net = self._net
@@ -181,23 +192,24 @@ class PlannedTraining:
         """The losses of an epoch's steps; None, and nothing done, where no path takes it."""
         net = self._net
         steps = -(-len(order) // batch_size)
-        inputs = "uint8" if X.dtype == np.uint8 else net.dtype.name
-        choice = self._decide(min(batch_size, len(order)), inputs, optimizer.rule, epoch=True)
+        consecutive = bool((np.diff(order) == 1).all())
+        choice = self._decide_epoch(X, min(batch_size, len(order)), optimizer.rule, consecutive)
         if isinstance(choice, str):
             return self._cublas.epoch(X, y, order, batch_size, optimizer, scale, shift)
         if choice is None:
             return None
+        _say(choice.instead)
         optimizer.bind(net.flat_parameters)
         losses = net.xp.empty((steps,), dtype=net.dtype)
         rows = net.xp.asarray(order)
         if choice.layout.path == paths.EPOCH:
             self._whole_epoch(choice, X, y, rows, batch_size, optimizer, losses, scale, shift)
             return losses
-        consecutive = bool((np.diff(order) == 1).all())
+        inputs = choice.layout.problem.inputs
         for step in range(steps):
             part = slice(step * batch_size, min((step + 1) * batch_size, len(order)))
             first = int(order[part.start])
-            if consecutive and X.dtype in (np.uint8, net.dtype):  # the batch lies there already
+            if consecutive and X.dtype == inputs:  # the batch lies there already
                 taken = slice(first, first + part.stop - part.start)
                 batch_X, batch_y, factors = X[taken], y[taken], (scale, shift)
             else:
@@ -221,7 +233,9 @@ class PlannedTraining:
     ) -> None:
         net = self._net
         bound = self._bind(choice.layout)
-        X = X if X.dtype in (np.uint8, net.dtype) else X.astype(net.dtype)
+        if X.dtype != choice.layout.problem.inputs:
+            X = X.astype(net.dtype) * net.dtype.type(scale) + net.dtype.type(shift)
+            scale, shift = 1.0, 0.0
         arrays = StepArrays(
             checks.contiguous(net.xp, X), checks.contiguous(net.xp, y), scale, shift, net.flat_parameters,
             None, optimizer, losses, bound.workspace,
@@ -236,7 +250,7 @@ class PlannedTraining:
         N, D = len(rows), int(X.shape[1])
         targets = workspace.get("batch.y", (N, *y.shape[1:]), y.dtype, net.xp)
         batch.gather(y, rows, out=targets)
-        if X.dtype == np.uint8 and D % 4 == 0 and checks.address(X) % 4 == 0 and X.flags.c_contiguous:
+        if choice.layout.problem.inputs == "uint8":
             words = workspace.get("batch.words", (N, D // 4), np.int32, net.xp)
             batch.gather(X.view(np.int32), rows, out=words)  # four pixels at a time, as they are stored
             return words.view(np.uint8), targets, (scale, shift)
