@@ -16,8 +16,9 @@ from handgrad import emulator, gpus
 from handgrad.arrays import to_device, to_numpy
 from handgrad.emulator.launch import launch_through
 from handgrad.network import MLP
+from handgrad.ops import Workspace
 from handgrad.ops.optimizer import SGD, Adam
-from handgrad.ops.two_layer import Problem
+from handgrad.ops.two_layer import Problem, StepArrays
 from handgrad.plans import choice as choice_module
 from handgrad.plans import model, paths, plan, training
 from handgrad.plans.choice import choose, refusal_of
@@ -463,6 +464,29 @@ def test_captured_steps_give_the_bits_of_steps_that_are_not(monkeypatch):
             assert streams.log[:6] == ["graph stream captures", *replayed], "at the second of six steps"
             assert len(streams.log) == 6 + 2 * 3, "captured and replayed twice each"
     assert found[0] == found[1]
+
+
+def test_a_graph_belongs_to_every_array_and_scalar_of_its_step():
+    parameters = network().flat_parameters
+    X, y, loss, gradient = (
+        emulator.zeros((4, 20)),
+        emulator.zeros(4),
+        emulator.zeros(1),
+        parameters.like().flat,
+    )
+    optimizer = Adam()
+    arrays = StepArrays(X, y, 1.0, 0.0, parameters, gradient, optimizer, loss, Workspace())
+    changes = {
+        "X": X.copy(), "y": y.copy(), "scale": 0.5, "shift": 1.0, "parameters": network().flat_parameters,
+        "gradient": gradient.copy(), "optimizer": Adam(), "loss": loss.copy(),
+    }  # fmt: skip
+    keys = {training.captured_key(arrays)}
+    for name, value in changes.items():
+        rule = value if name == "optimizer" else Adam() if name == "parameters" else optimizer
+        changed = dataclasses.replace(arrays, **{"optimizer": rule, name: value})
+        keys.add(training.captured_key(changed))
+        assert training.captured_key(changed) == training.captured_key(changed)
+    assert len(keys) == 1 + len(changes)
 
 
 def test_other_arrays_are_other_graphs():

@@ -47,15 +47,19 @@ class BoundPlan:
 
     def run(self, arrays: StepArrays) -> None:
         """The launches of one step."""
-        given = (arrays.X, arrays.y, arrays.parameters.flat, arrays.gradient, arrays.loss)
-        optimizer = arrays.optimizer
-        state = () if optimizer is None else optimizer.kernel_arguments(arrays.parameters)
-        key = (
-            arrays.scale,
-            arrays.shift,
-            *(None if array is None else checks.address(array) for array in (*given, *state)),
-        )
-        self._captured.run(key, lambda: self._path.run(self.layout, arrays))
+        self._captured.run(captured_key(arrays), lambda: self._path.run(self.layout, arrays))
+
+
+def captured_key(arrays: StepArrays) -> Hashable:
+    """What a captured step has in it for good: the addresses of its arrays, and the scalars of its launches."""
+    given = (arrays.X, arrays.y, arrays.parameters.flat, arrays.gradient, arrays.loss)
+    optimizer = arrays.optimizer
+    state = () if optimizer is None else optimizer.kernel_arguments(arrays.parameters)
+    return (
+        arrays.scale,
+        arrays.shift,
+        *(None if array is None else checks.address(array) for array in (*given, *state)),
+    )
 
 
 class PlannedTraining:
