@@ -51,7 +51,7 @@ class BoundPlan:
 
 
 def captured_key(arrays: StepArrays) -> Hashable:
-    """What a captured step has in it for good: the addresses of its arrays, and the scalars of its launches."""
+    """What a captured step has in it for good: addresses of its arrays, and the scalars of its launches."""
     given = (arrays.X, arrays.y, arrays.parameters.flat, arrays.gradient, arrays.loss)
     optimizer = arrays.optimizer
     state = () if optimizer is None else optimizer.kernel_arguments(arrays.parameters)
