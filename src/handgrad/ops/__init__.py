@@ -11,6 +11,7 @@ from handgrad.ops import (
     loss,
     optimizer,
     two_layer_epoch,
+    two_layer_pair,
     two_layer_reduce,
     two_layer_step,
 )
@@ -23,6 +24,7 @@ KERNEL_MODULES = (
     loss,
     optimizer,
     two_layer_epoch,
+    two_layer_pair,
     two_layer_reduce,
     two_layer_step,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "loss",
     "optimizer",
     "two_layer_epoch",
+    "two_layer_pair",
     "two_layer_reduce",
     "two_layer_step",
 ]
