@@ -36,6 +36,7 @@ def plan(
     gpu: str | Gpu | None = None,
     inputs: str | None = None,
     clip_norm: float | None = None,
+    epoch: bool = True,
 ) -> Plan:
     """The plan of training ``net`` in batches of ``batch_size``.
 
@@ -49,6 +50,7 @@ def plan(
         network on the CPU for the A100
     inputs: X as it is stored, "uint8" or dtype's name, which is the default
     clip_norm: the gradient is clipped, which takes two launches more and no whole epoch
+    epoch: False for single steps, as ``train_step`` takes them, for which there is no R2
 
     Raises ``ValueError`` in one line for a network of another depth and for names that there are not.
     """
@@ -59,7 +61,9 @@ def plan(
     problem = problem_of(net, N, rule=rule, inputs=inputs, gpu=None if named is None else find_gpu(named))
     asked = path or _named(net)
     measured = tuning.winner(net, problem) if asked is None and gpu is None else None
-    choice = choose(problem, asked or (None if measured == tuning.CUBLAS else measured), clip_norm is None)
+    choice = choose(
+        problem, asked or (None if measured == tuning.CUBLAS else measured), epoch and clip_norm is None
+    )
     if measured is not None:
         choice = replace(choice, reason=f"{measured} was measured to be the fastest on this GPU")
     return Plan(choice, number, clipped=clip_norm is not None)

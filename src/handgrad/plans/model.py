@@ -7,6 +7,8 @@
     DRAM = compulsory bytes / bandwidth          L2 = requested bytes / (64 bytes * clock * multiprocessors)
     arithmetic = operations / rate               utilization: the share of the chip that the blocks keep busy
 
+R2's are those of the block that has most to do, on a multiprocessor of its own.
+
 Peaks and the cost of a launch: :mod:`handgrad.gpus`.  64 bytes a clock is the width of the way from L2 to a
 multiprocessor (`NVIDIA A100 Tensor Core GPU Architecture`, "A100 L2 Cache": 5120 bytes a clock for 80 of them
 in use).  Two costs are assumptions, the same for all GPUs: a launch inside a captured graph costs 1.5 µs, for
@@ -20,12 +22,12 @@ import math
 from dataclasses import dataclass
 
 from handgrad.gpus import LABEL, Gpu, find_gpu
+from handgrad.ops import two_layer_epoch
 from handgrad.ops.two_layer import Layout, Problem
 from handgrad.plans import paths
 
 CAPTURED_LAUNCH_SECONDS = 1.5e-6
 BARRIER_SECONDS = 1.5e-6
-BARRIERS_PER_STEP = 2  # of R2
 L2_BYTES_PER_CLOCK = 64
 GATHERS = 2  # launches that pick a batch's rows out of X and y
 
@@ -71,18 +73,31 @@ def on_gpu(problem: Problem, gpu: Gpu) -> Problem:
 def predict(layout: Layout, gpu: Gpu | str, captured: bool = True) -> StepTime:
     """The time of one step of ``layout``, which was made for this GPU."""
     chosen = find_gpu(gpu)
-    problem = layout.problem
-    epoch = layout.path == paths.EPOCH
+    if layout.path == paths.EPOCH:
+        return _of_an_epoch(layout, chosen)
     launch = CAPTURED_LAUNCH_SECONDS if captured else chosen.launch_seconds
-    l2_bandwidth = L2_BYTES_PER_CLOCK * chosen.clock * chosen.sms
     return StepTime(
         chosen,
         dram=sum(layout.compulsory.values()) / chosen.bandwidth,
-        l2=sum(layout.requested.values()) / l2_bandwidth,
-        arithmetic=layout.operations / chosen.rate(problem.precision),
-        launches=0.0 if epoch else len(layout.launches) * launch,
-        barriers=BARRIERS_PER_STEP * BARRIER_SECONDS if epoch else 0.0,
+        l2=sum(layout.requested.values()) / (L2_BYTES_PER_CLOCK * chosen.clock * chosen.sms),
+        arithmetic=layout.operations / chosen.rate(layout.problem.precision),
+        launches=len(layout.launches) * launch,
+        barriers=0.0,
         utilization=utilization(layout),
+    )
+
+
+def _of_an_epoch(layout: Layout, gpu: Gpu) -> StepTime:
+    """A step of R2: its busiest block on a multiprocessor of its own, and the barriers."""
+    parts = two_layer_epoch.pieces(layout)
+    return StepTime(
+        gpu,
+        dram=sum(layout.compulsory.values()) / gpu.bandwidth,
+        l2=parts.l2_bytes / (L2_BYTES_PER_CLOCK * gpu.clock),
+        arithmetic=2 * parts.multiply_adds * gpu.sms / gpu.rate(layout.problem.precision),
+        launches=0.0,
+        barriers=parts.barriers * BARRIER_SECONDS,
+        utilization=1.0,
     )
 
 

@@ -119,16 +119,22 @@ class PlannedTraining:
         return self._decisions[key]
 
     def _decide_epoch(self, X: Array, N: int, rule: str, consecutive: bool) -> Choice | str | None:
-        """For batches of N out of X: uint8 stays uint8 where the path takes it and rows are whole words."""
+        """For batches of N out of X.  uint8 stays uint8 where the path takes it: R2 as it is, the others in
+        batches that lie there already or whose rows are whole words, to be gathered four pixels at a time."""
         net = self._net
-        stays = X.dtype == np.uint8 and (
-            consecutive or (X.shape[1] % 4 == 0 and checks.address(X) % 4 == 0 and X.flags.c_contiguous)
-        )
-        found = self._decide(N, "uint8" if stays else net.dtype.name, rule, epoch=True)
-        if stays and isinstance(found, Choice) and net.path not in (None, found.layout.path):
-            other = self._decide(N, net.dtype.name, rule, epoch=True)  # the path may take numbers
-            found = other if isinstance(other, Choice) and other.layout.path == net.path else found
-        return found
+        words = X.shape[1] % 4 == 0 and checks.address(X) % 4 == 0 and X.flags.c_contiguous
+        first: Choice | str | None = None
+        for inputs in ("uint8", net.dtype.name) if X.dtype == np.uint8 else (net.dtype.name,):
+            found = self._decide(N, inputs, rule, epoch=True)
+            if not isinstance(found, Choice):
+                return found
+            path = found.layout.path
+            if inputs == "uint8" and path != paths.EPOCH and not (words or consecutive):
+                continue
+            if net.path in (None, path):
+                return found
+            first = first or found
+        return first
 
     def _decide_anew(self, N: int, inputs: str, rule: str, epoch: bool, kernels: bool) -> Choice | str | None:
         net = self._net
@@ -207,7 +213,7 @@ class PlannedTraining:
         losses = net.xp.empty((steps,), dtype=net.dtype)
         rows = net.xp.asarray(order)
         if choice.layout.path == paths.EPOCH:
-            self._whole_epoch(choice, X, y, rows, batch_size, optimizer, losses, scale, shift)
+            self._whole_epoch(choice, X, y, rows, optimizer, losses, scale, shift)
             return losses
         inputs = choice.layout.problem.inputs
         for step in range(steps):
@@ -229,7 +235,6 @@ class PlannedTraining:
         X: Array,
         y: Array,
         rows: Array,
-        batch_size: int,
         optimizer: Optimizer,
         losses: Array,
         scale: float,
@@ -244,7 +249,7 @@ class PlannedTraining:
             checks.contiguous(net.xp, X), checks.contiguous(net.xp, y), scale, shift, net.flat_parameters,
             None, optimizer, losses, bound.workspace,
         )  # fmt: skip
-        paths.MODULES[paths.EPOCH].run(choice.layout, arrays, rows, batch_size, losses)
+        paths.MODULES[paths.EPOCH].run(choice.layout, arrays, rows, choice.layout.problem.N, losses)
 
     def _gathered(
         self, choice: Choice, X: Array, y: Array, rows: Array, scale: float, shift: float

@@ -80,7 +80,8 @@ class PlanProfile:
 
 
 def profile_plan(shape: Shape, path: str | None = None, precision: str | None = None) -> PlanProfile:
-    """Run one step of ``shape`` (relu, momentum by default) by its plan, or by ``path`` where it can be."""
+    """Run one step of ``shape`` (relu, momentum by default) by its plan, or by ``path`` where it can be; with
+    "R2" an epoch of one batch."""
     N, D, H, C = shape.N, shape.D, shape.H, shape.C
     net = MLP([D, H, C], loss=shape.loss, device="emulator", path=path, precision=precision)
     rule = {"Sgd": optimizer_op.SGD(0.1), "Adam": optimizer_op.Adam()}.get(
@@ -91,7 +92,7 @@ def profile_plan(shape: Shape, path: str | None = None, precision: str | None = 
     elementwise = shape.loss in loss_op.ELEMENTWISE
     y = random.normal(size=(N, C)).astype(np.float32) if elementwise else random.integers(0, C, N)
     targets = emulator.asarray(y if elementwise else y.astype(np.int32))
-    shown = plan(net, N, optimizer=rule)
+    shown = plan(net, N, optimizer=rule, epoch=path == paths.EPOCH)
 
     def step() -> None:
         if shown.path == paths.EPOCH:
