@@ -34,7 +34,6 @@
 #include "optimizer_rules.cuh"
 
 constexpr int EPOCH_THREADS = 256;
-constexpr int EPOCH_BLOCKS = 2;  // on a multiprocessor, where shared memory allows
 constexpr int RULES = 32;      // steps whose rule is prepared together, by a thread each
 constexpr int GROUP = 4;       // hidden units that a thread works on; SH is a multiple of it
 constexpr int SUM_LANES = 8;   // lanes that share a sum over the rows
@@ -383,7 +382,7 @@ __device__ __forceinline__ void update_rest(const Rule& rule, const Scratch<T>& 
 // The grid has one block a cell where KEPT, else at most as many.  L: a loss of loss.cuh, LANES lanes a row (0:
 // element by element).  F: the activation.  VX: elements of X that are read at once.
 template <class Rule, class TX, class F, class L, int LANES, int VX, bool KEPT>
-__global__ void __launch_bounds__(EPOCH_THREADS, EPOCH_BLOCKS)
+__global__ void __launch_bounds__(EPOCH_THREADS, sizeof(typename Rule::Element) == 4 ? 2 : 1)  // a multiprocessor
     two_layer_epoch(const TX* __restrict__ X,
                     const typename L::template Target<typename Rule::Element>* __restrict__ y,
                     const int* __restrict__ order, const unsigned char* __restrict__ trainable,

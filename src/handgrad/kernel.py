@@ -132,6 +132,8 @@ class Kernel:
                 r"^\S+\.cu\(", f"{self.file}(", first_error(str(error))
             )  # CuPy names a temporary file
             raise KernelError(f"{self.expression} does not compile: {first}") from error
+        except KernelError:
+            raise
         except (RuntimeError, MemoryError) as error:  # the driver's, the runtime's, NVRTC's, out of memory
             raise KernelError(
                 f"{self.expression} grid {grid} block {block}: {cuda_error_message(error)}"

@@ -41,7 +41,7 @@ RULES = 32  # rules that a block prepares together
 GROUP = 4  # hidden units of a thread
 VECTOR_BYTES = 16
 MOST_CELLS = 108  # one block each: the multiprocessors of an A100
-BLOCKS_A_MULTIPROCESSOR = 2  # of the kernel's __launch_bounds__
+BLOCKS_A_MULTIPROCESSOR = {"float32": 2, "float64": 1}  # of the kernel's __launch_bounds__
 MOST_OUTPUTS = 32  # C: lanes that share a row of logits
 KILOBYTE = 1024
 TIERS = (99 * KILOBYTE, 163 * KILOBYTE, 227 * KILOBYTE)  # shared memory of a block, the smallest that will do
@@ -158,7 +158,7 @@ def resident_blocks(problem: Problem, shared: int) -> int:
     if problem.arch not in SHARED_BYTES_PER_BLOCK:
         return problem.sms
     each = blocks_of_multiprocessor(problem.arch, THREADS, shared)
-    return problem.sms * min(BLOCKS_A_MULTIPROCESSOR, each)
+    return problem.sms * min(BLOCKS_A_MULTIPROCESSOR[problem.dtype], each)
 
 
 def _shared_limit(arch: str) -> int:
