@@ -200,8 +200,8 @@ def test_override_that_is_no_compiler(override: str, monkeypatch: pytest.MonkeyP
         ("ARCH", "sm_1", "environment variable HANDGRAD_EMULATOR_ARCH: arch: expected one of sm_75"),
         ("ORDER", "up", "environment variable HANDGRAD_EMULATOR_ORDER: order: expected one of forward"),
         ("SEED", "x", "environment variable HANDGRAD_EMULATOR_SEED: seed: expected an integer"),
-        ("SEED", "7", "Settings(arch='sm_80', order='forward', seed=7, copies='late')"),
-        ("ORDER", "lifo", "Settings(arch='sm_80', order='lifo', seed=0, copies='late')"),
+        ("SEED", "7", "Settings(arch='sm_80', order='forward', seed=7, copies='late', sms=108)"),
+        ("ORDER", "lifo", "Settings(arch='sm_80', order='lifo', seed=0, copies='late', sms=108)"),
     ],
 )
 def test_settings_from_the_environment(name: str, value: str, message: str) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from command_line import refused, report, succeeds
 
-from handgrad import emulator
+from handgrad import emulator, gpus
 from handgrad.emulator.counting import counting
 from handgrad.emulator.launch import launch_through
 from handgrad.kernel import catalogue, kernels_directory
 from handgrad.ops import linear, loss
-from handgrad.proof import gpus, traffic
+from handgrad.proof import traffic
 from handgrad.proof.counters import shared_traffic
 from handgrad.proof.step_calls import calls
 from handgrad.proof.traffic import Profile, Shape, profile_steps
@@ -54,7 +54,9 @@ def requested(profile: Profile, buffer: str, access: str) -> int:
 
 
 def test_every_kernel_is_profiled(aligned: list[Profile]) -> None:
-    assert {one.expected.op for one in aligned} == {entry.op for entry in catalogue()}
+    """But those of the fused steps, whose plans say what they move."""
+    ops = {entry.op for entry in catalogue()}
+    assert {one.expected.op for one in aligned} == {op for op in ops if not op.startswith("two_layer.")}
     assert all(one.aligned for one in aligned)
     assert {shape.loss for shape in ALIGNED} == set(loss.NAMES)
 

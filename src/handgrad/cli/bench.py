@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handgrad.cli.errors import INTERRUPTED, wrong
-from handgrad.cli.options import JsonOption, KernelsOption
+from handgrad.cli.options import JsonOption, KernelsOption, kernels_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,6 +68,14 @@ def bench(
             "repeated. C = 1 is a regression (mse), more are classes (cross entropy).",
         ),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="The acceptance run of one GPU (or of the emulator, small): ceilings, every path against "
+            "its bound and against other libraries, every kernel against NumPy. Under ten minutes.",
+        ),
+    ] = False,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,6 +120,12 @@ def bench(
         raise wrong("--seconds", "a number above 0", seconds)
     check_out(out_directory)
     out = console(as_json)
+    if full:
+        from handgrad.cli.acceptance import acceptance
+
+        with kernels_from(kernels):
+            acceptance(out, device, out_directory, as_json)
+        return
     record = measure.Record()
     settings = _settings(device, shape, peer, threads, seconds, long, kernels, record)
     for note in record.notes:

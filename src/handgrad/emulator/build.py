@@ -25,6 +25,7 @@ from handgrad.emulator.settings import current_settings
 from handgrad.emulator.source import launch_bound, with_dynamic_shared
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
+RUNTIME_SOURCES = ("scheduler.cpp", "tensor_core.cpp")
 HEADERS = ("*.cuh", "*.h", "*.hpp", "*.inc")
 KERNELS_A_UNIT = 8  # expressions compiled in one translation unit, at most
 
@@ -74,7 +75,7 @@ class Mode:
     kernel_flags: tuple[str, ...]
     runtime_flags: tuple[str, ...] = ("-O2",)
     link_flags: tuple[str, ...] = ()
-    runtime_sources: tuple[str, ...] = ("scheduler.cpp",)
+    runtime_sources: tuple[str, ...] = RUNTIME_SOURCES
     gcc_flags: tuple[str, ...] = ()  # of the kernel, with g++ alone
     clang_flags: tuple[str, ...] = ()  # of the kernel, with clang++ and zig alone
     unnamed: bool = False
@@ -87,7 +88,7 @@ MODES = {
     "count": Mode(
         (*WATCHED_FLAGS, "-gdwarf-4", "-fsanitize=thread", "-DEMULATED_COUNTED"),
         ("-O2", "-DEMULATED_WATCHED", "-DEMULATED_COUNTED"),
-        runtime_sources=("scheduler.cpp", "watch/counters.cpp"),
+        runtime_sources=(*RUNTIME_SOURCES, "watch/counters.cpp"),
         gcc_flags=("-fno-tree-sra",),  # which would split the copy of a structure into its fields
         clang_flags=(
             *SCALAR_CLANG,
@@ -98,7 +99,7 @@ MODES = {
     "memory": Mode(
         (*WATCHED_FLAGS, "-DEMULATED_STATIC_SHARED", "-DEMULATED_INDICES"),
         ("-O2", "-DEMULATED_WATCHED"),
-        runtime_sources=("scheduler.cpp", "watch/memory.cpp"),
+        runtime_sources=(*RUNTIME_SOURCES, "watch/memory.cpp"),
         gcc_flags=(
             "-fsanitize=kernel-address,alignment,bounds,integer-divide-by-zero",
             *("--param", "asan-instrumentation-with-call-threshold=0"),
@@ -116,7 +117,7 @@ MODES = {
     "accesses": Mode(
         (*WATCHED_FLAGS, "-fsanitize=thread", "-DEMULATED_ACCESSES"),
         ("-O2", "-DEMULATED_WATCHED"),
-        runtime_sources=("scheduler.cpp", "watch/accesses.cpp"),
+        runtime_sources=(*RUNTIME_SOURCES, "watch/accesses.cpp"),
         gcc_flags=("--param", "tsan-distinguish-volatile=1"),
         clang_flags=(
             *SCALAR_CLANG,

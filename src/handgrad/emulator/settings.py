@@ -1,7 +1,8 @@
 """What the emulator pretends to be: an architecture with its launch limits, and an order of threads.
 
 :func:`settings` holds inside a ``with`` block; outside of any, the environment variables
-``HANDGRAD_EMULATOR_ARCH``, ``HANDGRAD_EMULATOR_ORDER`` and ``HANDGRAD_EMULATOR_SEED`` do.
+``HANDGRAD_EMULATOR_ARCH``, ``HANDGRAD_EMULATOR_ORDER``, ``HANDGRAD_EMULATOR_SEED`` and
+``HANDGRAD_EMULATOR_SMS`` do.
 """
 
 from __future__ import annotations
@@ -26,6 +27,21 @@ SHARED_BYTES_PER_BLOCK = {
     "sm_100": 227 * 1024,
     "sm_120": 99 * 1024,
 }
+# What one multiprocessor holds at a time, of the same table: threads, blocks, bytes of shared memory (each block
+# takes RESERVED_SHARED_BYTES more than it asks for, but on sm_75).
+THREADS_PER_SM = dict(zip(SHARED_BYTES_PER_BLOCK, (1024, 2048, 1536, 1536, 2048, 2048, 1536), strict=True))
+BLOCKS_PER_SM = dict(zip(SHARED_BYTES_PER_BLOCK, (16, 32, 16, 24, 32, 32, 24), strict=True))
+SHARED_BYTES_PER_SM = {
+    arch: kilobytes * 1024
+    for arch, kilobytes in zip(SHARED_BYTES_PER_BLOCK, (64, 164, 100, 100, 228, 228, 100), strict=True)
+}
+RESERVED_SHARED_BYTES = 1024
+# L2 cache of one GPU of each architecture (T4, A100, A10, RTX 4090, H100, B200, RTX 5090), in bytes: what
+# launch code is told of, nothing more.
+L2_BYTES = {
+    arch: megabytes * 2**20
+    for arch, megabytes in zip(SHARED_BYTES_PER_BLOCK, (4, 40, 6, 72, 50, 126, 96), strict=True)
+}
 # The same on all of them.
 STATIC_SHARED_BYTES = 48 * 1024
 THREADS_PER_BLOCK = 1024
@@ -45,12 +61,16 @@ class Settings:
 
     ``copies`` says when asynchronous copies land: ``"late"`` at the wait that covers them, ``"early"`` when
     they are issued, ``"random"`` at either.
+
+    ``sms``: the multiprocessors that launch code is told of, and that bound a cooperative grid; results do not
+    depend on them.
     """
 
     arch: str = "sm_80"
     order: str = "forward"
     seed: int = 0
     copies: str = "late"
+    sms: int = 108
 
     def __post_init__(self) -> None:
         if self.arch not in SHARED_BYTES_PER_BLOCK:
@@ -60,6 +80,17 @@ class Settings:
                 raise ValueError(f"{name}: expected one of {', '.join(words)}, got {getattr(self, name)!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {self.seed!r}")
+        if isinstance(self.sms, bool) or not isinstance(self.sms, int) or not 1 <= self.sms <= 1024:
+            raise ValueError(f"sms: expected a number of multiprocessors, 1 to 1024, got {self.sms!r}")
+
+
+def resident_blocks(arch: str, threads: int, shared: int) -> int:
+    """Blocks of ``threads`` threads and ``shared`` bytes of shared memory that one multiprocessor holds at a
+    time, 0 where it holds none; registers, which the emulator knows nothing of, may allow fewer."""
+    reserved = 0 if arch == "sm_75" else RESERVED_SHARED_BYTES
+    warps = -(-threads // 32)
+    by_shared = SHARED_BYTES_PER_SM[arch] // (shared + reserved) if shared + reserved else BLOCKS_PER_SM[arch]
+    return min(BLOCKS_PER_SM[arch], THREADS_PER_SM[arch] // 32 // warps, by_shared)
 
 
 _chosen: ContextVar[Settings | None] = ContextVar("handgrad_emulator_settings", default=None)
@@ -76,13 +107,14 @@ def settings(
     order: str | None = None,
     seed: int | None = None,
     copies: str | None = None,
+    sms: int | None = None,
 ) -> Iterator[Settings]:
     """Run launches inside the block under these settings; what is not given stays as it is outside.
 
     >>> with settings(arch="sm_90", order="random", seed=7):
     ...     pass
     """
-    given = {"arch": arch, "order": order, "seed": seed, "copies": copies}
+    given = {"arch": arch, "order": order, "seed": seed, "copies": copies, "sms": sms}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     inner = dataclasses.replace(current_settings(), **changes)
     token = _chosen.set(inner)
@@ -95,17 +127,12 @@ def settings(
 @functools.cache
 def _from_environment() -> Settings:
     given = {}
-    for field in ("arch", "order", "seed"):
-        name = f"HANDGRAD_EMULATOR_{field.upper()}"
-        if os.environ.get(name):
-            given[field] = (name, os.environ[name])
-    seed_text = given.get("seed", ("", "0"))[1]
+    for field in ("arch", "order", "seed", "sms"):
+        text = os.environ.get(f"HANDGRAD_EMULATOR_{field.upper()}")
+        if text:
+            given[field] = int(text) if field in ("seed", "sms") and text.isdecimal() else text
     try:
-        return Settings(
-            given.get("arch", ("", Settings.arch))[1],
-            given.get("order", ("", Settings.order))[1],
-            int(seed_text) if seed_text.isdecimal() else seed_text,  # type: ignore[arg-type]
-        )
+        return Settings(**given)  # type: ignore[arg-type]  # the wrong ones are named
     except ValueError as error:
         field = str(error).split(":")[0]
-        raise ValueError(f"environment variable {given[field][0]}: {error}") from None
+        raise ValueError(f"environment variable HANDGRAD_EMULATOR_{field.upper()}: {error}") from None

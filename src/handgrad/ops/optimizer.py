@@ -38,7 +38,7 @@ class Optimizer:
     The state is bound to a parameter set by the first :meth:`update` and follows that set alone.
     """
 
-    _rule: str  # the functor in kernels/optimizer.cu
+    _rule: str  # the functor in kernels/optimizer_rules.cuh
     _slots: tuple[str, ...]  # names of the state buffers, each laid out as the parameters
     _settings: tuple[str, ...]  # arguments of the constructor
     _writes_gradient: bool  # the rule needs a gradient that it may overwrite
@@ -125,6 +125,18 @@ class Optimizer:
                 self._ticket: Array = xp.zeros(1, dtype=np.int32)
         self._parameters = parameters
 
+    @property
+    def rule(self) -> str:
+        """The functor in ``kernels/optimizer_rules.cuh``: "Sgd", "Momentum" or "Adam"."""
+        return self._rule
+
+    def kernel_arguments(self, parameters: FlatParameters) -> tuple[Array | None, ...]:
+        """What a kernel that applies the rule takes, on a device: hyperparameters, two state buffers (None
+        where the rule has none), steps, ticket; always the same arrays, bound to ``parameters`` first."""
+        self.bind(parameters)
+        states = [state.flat for state in self._state.values()]
+        return (self._hyperparameters, *states, *[None] * (2 - len(states)), self._steps, self._ticket)
+
     def state_arrays(self) -> dict[str, Array]:
         """``"step"`` and each state buffer by parameter, as ``"momentum.W1"``: views on the device."""
         named = {f"{slot}.{name}": view for slot, s in self._state.items() for name, view in s.views.items()}
@@ -159,7 +171,7 @@ class Optimizer:
     # ---- device -------------------------------------------------------------------------------------------
 
     def _packed(self) -> tuple[float, ...]:
-        """The hyperparameters in the order that kernels/optimizer.cu reads."""
+        """The hyperparameters in the order that kernels/optimizer_rules.cuh reads."""
         raise NotImplementedError
 
     def _update_device(self, parameters: FlatParameters, gradient: Array, clip_norm: float | None) -> None:

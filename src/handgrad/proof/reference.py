@@ -137,7 +137,7 @@ def _cross_entropy(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded
     largest = Bounded.exact(z.value.max(axis=1, keepdims=True), p)
     weights = (z - largest).exp()
     denominator = weights.sum(axis=1, keepdims=True)
-    of_label = Bounded.exact(z.value[is_label][:, None], p)
+    of_label = Bounded(z.value[is_label][:, None], z.error[is_label][:, None], p)
     losses = denominator.log() + (largest - of_label)
     probability = weights / denominator
     less_one = probability - 1
@@ -148,7 +148,7 @@ def _cross_entropy(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded
 
 def _hinge(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded, Bounded]:
     p = z.precision
-    margin = z - Bounded.exact(z.value[is_label][:, None], p) + 1
+    margin = z - Bounded(z.value[is_label][:, None], z.error[is_label][:, None], p) + 1
     violated = ~(margin.value <= 0) & ~is_label  # a NaN margin counts
     uncertain = (abs(margin.value) <= margin.error) & ~is_label  # rounding may decide either way
     losses = margin.where(violated | uncertain).positive().sum(axis=1)
@@ -198,14 +198,14 @@ def clip_factor(g: Floats, clip_norm: float | None) -> Bounded:
 def optimizer_update(
     settings: Mapping[str, Any],
     w: Floats,
-    g: Floats,
+    g: Floats | Bounded,
     states: Mapping[str, Floats],
     t: int,
-    factor: Bounded,
+    factor: Bounded | None = None,
 ) -> tuple[Bounded, dict[str, Bounded]]:
     """Step number ``t`` (from 1) of the optimizer that ``settings`` describes: the new w and state.
 
-    ``settings``: the ``config()`` of the optimizer; ``factor``: of :func:`clip_factor`.
+    ``settings``: the ``config()`` of the optimizer; ``factor``: of :func:`clip_factor`, if clipped.
     """
     own, double = PRECISIONS[w.dtype.name], PRECISIONS["float64"]
 
@@ -218,7 +218,8 @@ def optimizer_update(
         """1 - betaᵗ without cancellation."""
         return -(Bounded.exact(beta, double).log() * t).expm1()
 
-    weight, gradient = exact(w), exact(g) * factor
+    weight, gradient = exact(w), g if isinstance(g, Bounded) else exact(g)
+    gradient = gradient if factor is None else gradient * factor
     lr, decay = settings["lr"], settings["weight_decay"]
     if settings["optimizer"] == "AdamW":
         weight = weight * constant(1 - Bounded.exact(lr, double) * decay)

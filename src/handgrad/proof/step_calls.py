@@ -1,6 +1,7 @@
 """The calls of one training step on the emulator, with what each launch must move and compute.
 
-Every kernel of the catalogue is launched by one of them, through the ops' own launch code.
+Every kernel of the catalogue is launched by one of them, through the ops' own launch code, but those of the
+fused steps ("two_layer..."), whose plans say what they move.
 """
 
 from __future__ import annotations

@@ -17,5 +17,6 @@
 #include "emulated/atomics.h"
 #include "emulated/math.h"
 #include "emulated/memory.h"
+#include "emulated/tensor_core.h"
 
 #include "emulated/kernel.h"

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from handgrad.proof.trials import activation, batch, linear, loss, optimizer
+from handgrad.proof.trials import (
+    activation,
+    batch,
+    linear,
+    loss,
+    optimizer,
+    two_layer_pair,
+    two_layer_reduce,
+    two_layer_step,
+)
 from handgrad.proof.trials.trial import Trial
 
 TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
@@ -19,6 +28,10 @@ TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
     "loss.rows": loss.rows_trials,
     "optimizer.squares": optimizer.squares_trials,
     "optimizer.update": optimizer.update_trials,
+    "two_layer.reduce": two_layer_reduce.reduce_trials,
+    "two_layer.step": two_layer_step.step_trials,
+    "two_layer.pair_forward": two_layer_pair.forward_trials,
+    "two_layer.pair_backward": two_layer_pair.backward_trials,
 }
 DTYPES = ("float32", "float64", "int32")
 
