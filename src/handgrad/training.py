@@ -8,9 +8,7 @@ the samples that it has.
 
 from __future__ import annotations
 
-import functools
 import operator
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.arrays import Array, to_numpy
+from handgrad.arrays import to_numpy
 from handgrad.evaluation import Evaluation, evaluate, evaluate_samples
 from handgrad.ops.optimizer import Optimizer
+from handgrad.resume import Checkpoints, Progress
 from handgrad.samples import Samples, prepare
 from handgrad.schedules import SCHEDULES, Schedule, factor
+from handgrad.stretches import CALLS_PER_EPOCH, InMemory, OnStep, run_epoch
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
 
-__all__ = ["SCHEDULES", "Evaluation", "History", "epoch_order", "evaluate", "fit"]
+__all__ = ["CALLS_PER_EPOCH", "SCHEDULES", "Evaluation", "History", "epoch_order", "evaluate", "fit"]
 
-CALLS_PER_EPOCH = 50  # on_step is called about so often an epoch, and only there may the device be waited for
-
-OnStep = Callable[[int, int, Callable[[], float]], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 
 
@@ -72,6 +69,8 @@ def fit(
     shuffle: bool = True,
     step_losses: bool = False,
     first_epoch: int = 0,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> History:
@@ -91,6 +90,8 @@ def fit(
     seed, shuffle: the order of the samples; without shuffling it is 0 .. N-1
     step_losses: keep the loss of every step in ``History.steps``
     first_epoch: go on at this epoch, with its order and learning rate
+    progress: go on where this says, with the optimizer's state of that place (see :mod:`handgrad.resume`)
+    checkpoints: written as it says, between two steps
     on_step: called as ``on_step(step, steps, loss)`` some 50 times an epoch; ``loss()`` waits for the device
         and gives the mean loss of the steps since the last call
     on_epoch: called with the new row of the history
@@ -107,37 +108,45 @@ def fit(
         if validation is None:
             raise ValueError("patience: early stopping watches the validation loss; give validation=(X, y)")
     factor(schedule, first_epoch / epochs)  # an unknown name is told before the data are moved
-    samples = prepare(net, X, y)
+    source = InMemory(prepare(net, X, y), lambda epoch: epoch_order(len(source), seed, epoch, shuffle))
     held_out = None if validation is None else _prepare_validation(net, validation)
     optimizer.bind(net.flat_parameters)
 
-    history = History()
-    stopping = _EarlyStopping(net, patience)
+    progress = Progress(epoch=first_epoch) if progress is None else progress
+    history = History(progress.rows, progress.steps, stopped_early=progress.stopped_early)
+    stopping = _EarlyStopping(net, patience, progress)
     base_lr = optimizer.lr
     try:
         with net.device:
-            for epoch in range(first_epoch, epochs):
-                optimizer.lr = base_lr * factor(schedule, epoch / epochs)
-                order = epoch_order(len(samples), seed, epoch, shuffle)
-                losses, seconds = _train_epoch(net, samples, order, batch_size, optimizer, clip_norm, on_step)
+            if checkpoints is not None:
+                checkpoints.follow(net, optimizer, progress)
+            while progress.epoch < epochs and not progress.stopped_early:
+                optimizer.lr = base_lr * factor(schedule, progress.epoch / epochs)
+                count = run_epoch(
+                    net, source, batch_size, optimizer, clip_norm, on_step, progress, checkpoints
+                )
+                (losses,), seconds = progress.losses, progress.seconds
                 found = evaluate_samples(net, held_out) if held_out is not None else None
-                row = {
-                    "epoch": epoch + 1,
-                    "train_loss": _over_samples(net, losses, len(samples), batch_size),
+                row: dict[str, Any] = {
+                    "epoch": progress.epoch + 1,
+                    "train_loss": _over_samples(net, losses, len(source), batch_size),
                     "validation_loss": found.loss if found else None,
                     "validation_accuracy": found.accuracy if found else None,
                     "learning_rate": optimizer.lr,
-                    "samples_per_second": len(samples) / seconds,
+                    "samples_per_second": len(source) / seconds,
                     "seconds": seconds,
                 }
                 if step_losses:
                     history.steps.extend(losses.tolist())
                 history.rows.append(row)
-                history.stopped_early = found is not None and stopping.after(epoch + 1, found.loss)
+                progress.epoch, progress.step, progress.losses, progress.seconds = row["epoch"], 0, [], 0.0
+                progress.stopped_early = found is not None and stopping.after(row["epoch"], found.loss)
+                history.stopped_early = progress.stopped_early
                 if on_epoch is not None:
                     on_epoch(row)
-                if history.stopped_early:
-                    break
+                if checkpoints is not None:
+                    last = progress.epoch == epochs or progress.stopped_early
+                    checkpoints.after_steps(count, last)
             history.best_epoch = stopping.restore()
     except KeyboardInterrupt:
         history.interrupted = True
@@ -153,40 +162,6 @@ def epoch_order(N: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(N)
 
 
-def _train_epoch(
-    net: MLP,
-    samples: Samples,
-    order: NDArray[np.int64],
-    batch_size: int,
-    optimizer: Optimizer,
-    clip_norm: float | None,
-    on_step: OnStep | None,
-) -> tuple[NDArray[np.float64], float]:
-    """The loss of every step and the seconds that the epoch took.
-
-    Without ``on_step`` it is one call of ``net.train_epoch``, with it some 50; the bits are the same.
-    """
-    steps = -(-len(order) // batch_size)
-    stride = steps if on_step is None else -(-steps // CALLS_PER_EPOCH)
-    begin = time.perf_counter()
-    parts: list[Array] = []
-    for first in range(0, steps, stride):
-        rows = order[first * batch_size : (first + stride) * batch_size]
-        parts.append(
-            net.train_epoch(
-                samples.X, samples.y, rows, batch_size, optimizer, clip_norm, samples.scale, samples.shift
-            )
-        )
-        if on_step is not None:
-            on_step(min(first + stride, steps), steps, functools.partial(_mean, parts[-1]))
-    losses = np.concatenate([to_numpy(part) for part in parts]).astype(np.float64)  # waits for the device
-    return losses, time.perf_counter() - begin
-
-
-def _mean(losses: Array) -> float:
-    return float(to_numpy(losses).mean())
-
-
 def _over_samples(net: MLP, losses: NDArray[np.float64], N: int, batch_size: int) -> float:
     """The mean over all samples of batch means, the last of which may be short; or the sum of batch sums."""
     if net.reduction == "sum":
@@ -196,32 +171,28 @@ def _over_samples(net: MLP, losses: NDArray[np.float64], N: int, batch_size: int
 
 
 class _EarlyStopping:
-    """The best validation loss so far and a copy of the parameters that gave it."""
+    """The best validation loss so far and the parameters that gave it, which ``progress`` remembers."""
 
-    def __init__(self, net: MLP, patience: int | None) -> None:
-        self.net = net
-        self.patience = patience
-        self.best_loss = np.inf
-        self.best_epoch: int | None = None
-        self.best: Array = None
-        self.waited = 0
+    def __init__(self, net: MLP, patience: int | None, progress: Progress) -> None:
+        self.net, self.patience, self.progress = net, patience, progress
 
     def after(self, epoch: int, loss: float) -> bool:
         """Note the loss after ``epoch``; True if it is time to stop.  A NaN is no improvement."""
         if self.patience is None:
             return False
-        if loss < self.best_loss:
-            self.best_loss, self.best_epoch, self.waited = loss, epoch, 0
-            self.best = self.net.flat_parameters.flat.copy()
+        kept = self.progress
+        if loss < kept.best_loss:
+            kept.best_loss, kept.best_epoch, kept.waited = loss, epoch, 0
+            kept.best = to_numpy(self.net.flat_parameters.flat).copy()
         else:
-            self.waited += 1
-        return self.waited >= self.patience
+            kept.waited += 1
+        return kept.waited >= self.patience
 
     def restore(self) -> int | None:
         """Put the best parameters back; the epoch that they are from, or None where there are none."""
-        if self.best is not None:
-            self.net.flat_parameters.flat[...] = self.best
-        return self.best_epoch
+        if self.progress.best is not None:
+            self.net.flat_parameters.flat[...] = self.net.xp.asarray(self.progress.best)
+        return self.progress.best_epoch
 
 
 def _prepare_validation(net: MLP, validation: Any) -> Samples:

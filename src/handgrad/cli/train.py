@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from handgrad.cli import choices
-from handgrad.cli.errors import INTERRUPTED
 from handgrad.cli.options import (
     BatchSizeOption,
     ClassesOption,
@@ -95,6 +95,23 @@ def train(
         Path | None,
         typer.Option("--init", metavar="RUN", help="Start from a run's network (folder or .safetensors)."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run that was stopped or killed, from its newest checkpoint, to the same bits.",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint-every",
+            metavar="WHEN",
+            help="Steps as 500, seconds as 30s, end, or auto: every 10 seconds, or more seldom where that "
+            "would take more than 1 % of the time.",
+        ),
+    ] = "auto",
     out_directory: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="New or empty. Default: runs/<date>-<time>."),
@@ -111,14 +128,16 @@ def train(
     """Train a network and report its test accuracy.
 
     The test part is looked at after every epoch, for the report alone: nothing is chosen by it.
-    Ctrl-C saves the weights and says how to go on.
+    Ctrl-C and SIGTERM save the run and say how to go on; after a crash, --resume goes on from the last
+    checkpoint.
 
     The run's folder: config.json (all settings), metrics.jsonl (a line an epoch), weights.safetensors,
-    curves.png. The same seed, data and device give the same weights, bit for bit.
+    checkpoints (the last two), curves.png. The same seed, data and device give the same weights, bit for bit.
     """
     import numpy as np
 
-    from handgrad.cli import run_directory
+    from handgrad import checkpoint
+    from handgrad.cli import resumption, run_directory
     from handgrad.cli.data import hold_out, training_data
     from handgrad.cli.network import (
         build_network,
@@ -137,14 +156,32 @@ def train(
         print_summary,
         summarize,
     )
+    from handgrad.resume import Checkpoints, Every, Progress, restore
     from handgrad.training import fit
 
-    run_directory.check_out(out_directory)
+    resumed: resumption.Resumed | None = ctx.obj
+    if resume is not None and resumed is None:
+        directory = resumption.find(resume)
+        with directory.locked():
+            ctx.params.update(resumption.stored_options(ctx, directory))
+            ctx.obj = resumption.read_newest(directory)
+            train(ctx, **ctx.params)
+        return
+    try:
+        every = Every.parse(checkpoint_every)
+    except ValueError as error:
+        raise ValueError(f"--checkpoint-every: {error}") from None
+    if resumed is None:
+        run_directory.check_out(out_directory)
     check_clip_norm(clip_norm)
     split = training_data(data, target=target, task=task, classes=classes, limit=limit)
     training, watched = (split.train, split.test) if patience is None else hold_out(split.train, seed)
+    if resumed is not None:
+        resumed.check_data(training)
     out = console(as_json)
-    with kernels_from(kernels), Interrupt() as interrupt:
+    with contextlib.ExitStack() as open_until_done:
+        open_until_done.enter_context(kernels_from(kernels))
+        interrupt = open_until_done.enter_context(Interrupt())
         words: dict[str, Any] = {
             "hidden": hidden,
             "activation": activation,
@@ -160,15 +197,34 @@ def train(
         else:
             net = load_network(init, split.train, **words)
             rule = build_optimizer(optimizer, net.loss_name, **rates)
-        directory = run_directory.create(out_directory)
-        directory.write_config(describe_run(ctx, net, rule, data, split, training))
+        progress = Progress()
+        if resumed is not None:
+            directory = resumed.directory
+            if resumed.newest is not None:
+                path, content = resumed.newest
+                net = checkpoint.network_of(content, path, net.device)
+                progress = restore(content, path, net, rule)
+            directory.rewrite_metrics(progress.rows)
+        else:
+            directory = run_directory.create(out_directory)
+            open_until_done.enter_context(directory.locked())
+            directory.write_config(describe_run(ctx, net, rule, data, split, training))
+        checkpoints = Checkpoints(directory.checkpoints, every)
         if not quiet:
             out.print(headline(net, training, split, batch_size), markup=False, soft_wrap=True)
+            if resumed is not None:
+                done = f"{progress.epoch} epochs and {progress.step} steps"
+                out.print(f"going on after {done}", markup=False, soft_wrap=True)
         figures_of = "test" if patience is None else "validation"
         display = TrainingDisplay(out, epochs, len(training), figures_of, quiet)
 
+        def stop_if_asked() -> None:
+            if interrupt.asked:
+                checkpoints.write()
+                raise KeyboardInterrupt
+
         def on_step(step: int, steps: int, mean_loss: Callable[[], float]) -> None:
-            interrupt.check()
+            stop_if_asked()
             display.step(step, steps, mean_loss)
 
         def on_epoch(row: dict[str, Any]) -> None:
@@ -176,7 +232,7 @@ def train(
             check_finite(row, rule.lr)
             net.save(directory.weights)
             display.epoch(row)
-            interrupt.check()
+            stop_if_asked()
 
         began = time.perf_counter()
         # A loss that overflows is told by check_finite, in a line.
@@ -193,6 +249,8 @@ def train(
                     clip_norm=clip_norm,
                     patience=patience,
                     seed=seed,
+                    progress=progress,
+                    checkpoints=checkpoints,
                     on_step=on_step,
                     on_epoch=on_epoch,
                 )
@@ -200,12 +258,14 @@ def train(
                 interrupt.check()  # Ctrl-C ends a compiler that is at work, too: that is no failure
                 raise
         seconds = time.perf_counter() - began
-        net.save(directory.weights)
+        if not interrupt.at_once:
+            net.save(directory.weights)
         if history.rows and not no_plot:
             draw_curves(directory, history, figures_of)
-        report = summarize(net, history, split, patience is not None, seconds, directory)
-    print_summary(out, report, ctx, epochs)
+        stopping, saved = patience is not None, not interrupt.at_once
+        report = summarize(net, history, split, stopping, seconds, directory, saved)
+    print_summary(out, report, epochs)
     if as_json:
         print_json(report)
     if history.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(interrupt.exit_code)
