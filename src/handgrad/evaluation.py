@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.arrays import to_numpy
+from handgrad.distributed.ranks import Ranks
 from handgrad.ops import batch
 from handgrad.ops import loss as loss_op
 from handgrad.samples import Samples, prepare
@@ -45,23 +46,32 @@ def evaluate(net: MLP, X: Any, y: Any = None) -> Evaluation:
     return evaluate_samples(net, prepare(net, X, y))
 
 
-def evaluate_samples(net: MLP, samples: Samples) -> Evaluation:
-    """:func:`evaluate` on samples that are on the device already."""
+def evaluate_samples(net: MLP, samples: Samples, ranks: Ranks = Ranks()) -> Evaluation:  # noqa: B008
+    """:func:`evaluate` on samples that are on the device already; the blocks are shared out among ``ranks``.
+
+    The sum over the blocks has their order, so that the result is the same on any number of ranks.
+    """
     loss, C, N = net.loss_name, net.sizes[-1], len(samples)
     classes = {"mse": 0, "bce": 2}.get(loss, C)
     confusion = np.zeros((classes, classes), dtype=np.int64)
-    total = 0.0
+    losses: dict[int, float] = {}
     with net.device:
         rows = net.xp.arange(N, dtype=np.int32)
-        for start in range(0, N, BLOCK):
+        for start in range(BLOCK * ranks.rank, N, BLOCK * ranks.size):
             order = rows[start : start + BLOCK]
             X = batch.gather(samples.X, order, scale=samples.scale, shift=samples.shift, dtype=net.dtype)
             y = samples.y[start : start + BLOCK]
             outputs = net.forward(X)
             block_loss, _ = loss_op.forward_backward(outputs, y, loss, reduction="sum")
-            total += float(to_numpy(block_loss))
+            losses[start] = float(to_numpy(block_loss))
             if classes:
                 confusion += _confusion(to_numpy(outputs), to_numpy(y), classes, binary=loss == "bce")
+    everyone = ranks.gather((losses, confusion))
+    losses = {start: loss for own, _ in everyone for start, loss in own.items()}
+    confusion = sum((own for _, own in everyone), start=np.zeros_like(confusion))
+    total = 0.0
+    for start in sorted(losses):
+        total += losses[start]
     if net.reduction == "mean":
         total /= N * C if loss in loss_op.ELEMENTWISE else N
     if not classes:

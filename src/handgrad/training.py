@@ -8,6 +8,7 @@ the samples that it has.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.arrays import to_numpy
+from handgrad.distributed.ranks import Ranks
+from handgrad.distributed.steps import ShardedSteps
 from handgrad.evaluation import Evaluation, evaluate, evaluate_samples
 from handgrad.ops.optimizer import Optimizer
 from handgrad.resume import Checkpoints, Progress
 from handgrad.samples import Samples, prepare
 from handgrad.schedules import SCHEDULES, Schedule, factor
-from handgrad.stretches import CALLS_PER_EPOCH, InMemory, OnStep, run_epoch
+from handgrad.stretches import CALLS_PER_EPOCH, InMemory, OnStep, Steps, run_epoch
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
@@ -69,6 +72,8 @@ def fit(
     shuffle: bool = True,
     step_losses: bool = False,
     first_epoch: int = 0,
+    shards: int = 1,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     on_step: OnStep | None = None,
@@ -90,6 +95,9 @@ def fit(
     seed, shuffle: the order of the samples; without shuffling it is 0 .. N-1
     step_losses: keep the loss of every step in ``History.steps``
     first_epoch: go on at this epoch, with its order and learning rate
+    shards: cut every batch into so many, whose gradients are added in a fixed tree (see
+        :mod:`handgrad.distributed`): the bits depend on the number of shards, never on that of ranks
+    ranks: the processes that train together, from :func:`handgrad.distributed.ranks.join`
     progress: go on where this says, with the optimizer's state of that place (see :mod:`handgrad.resume`)
     checkpoints: written as it says, between two steps
     on_step: called as ``on_step(step, steps, loss)`` some 50 times an epoch; ``loss()`` waits for the device
@@ -107,6 +115,7 @@ def fit(
         patience = _count(patience, "patience")
         if validation is None:
             raise ValueError("patience: early stopping watches the validation loss; give validation=(X, y)")
+    shards, ranks = _count(shards, "shards"), ranks or Ranks()
     factor(schedule, first_epoch / epochs)  # an unknown name is told before the data are moved
     source = InMemory(prepare(net, X, y), lambda epoch: epoch_order(len(source), seed, epoch, shuffle))
     held_out = None if validation is None else _prepare_validation(net, validation)
@@ -116,17 +125,22 @@ def fit(
     history = History(progress.rows, progress.steps, stopped_early=progress.stopped_early)
     stopping = _EarlyStopping(net, patience, progress)
     base_lr = optimizer.lr
+    steps: Steps = net
+    running: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if shards > 1 or ranks.size > 1:
+        steps = sharded = ShardedSteps(net, shards, ranks)
+        running = sharded.running()
     try:
-        with net.device:
+        with net.device, running:
             if checkpoints is not None:
                 checkpoints.follow(net, optimizer, progress)
             while progress.epoch < epochs and not progress.stopped_early:
                 optimizer.lr = base_lr * factor(schedule, progress.epoch / epochs)
                 count = run_epoch(
-                    net, source, batch_size, optimizer, clip_norm, on_step, progress, checkpoints
+                    steps, source, batch_size, optimizer, clip_norm, on_step, progress, checkpoints
                 )
                 (losses,), seconds = progress.losses, progress.seconds
-                found = evaluate_samples(net, held_out) if held_out is not None else None
+                found = evaluate_samples(net, held_out, ranks) if held_out is not None else None
                 row: dict[str, Any] = {
                     "epoch": progress.epoch + 1,
                     "train_loss": _over_samples(net, losses, len(source), batch_size),

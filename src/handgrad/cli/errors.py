@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from handgrad.distributed import ranks
+
 FAILED, WRONG_CALL, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143
 
 _WRONG_CALLS = (
@@ -53,6 +55,8 @@ class CommandGroup(TyperGroup):
             if debug:
                 traceback.print_exception(error, file=sys.stderr)
             line, code = describe(error, arguments)
+            if ranks.launched()[1] > 1:
+                ranks.fail(line, code)  # the other ranks would wait for this one for ever
             if code == PIPE_CLOSED:
                 silence_stdout()
             elif type(error).__name__ == "NoArgsIsHelpError":

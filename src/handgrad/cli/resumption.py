@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from handgrad.checkpoint import Content
     from handgrad.datasets import Dataset
+    from handgrad.distributed.ranks import Ranks
 
 # What may be said anew with --resume: it changes no bit of the result, or (--device) is asked for knowingly.
 FREE = ("device", "kernels", "checkpoint_every", "no_plot", "quiet", "as_json", "resume")
@@ -53,6 +56,22 @@ class Resumed:
         if described.get("sha256") not in (None, digest(training)):
             spec = described["spec"]
             raise wrong("--resume", f"the data of the run in {spec}", "others: the files changed")
+
+
+def go_on(ctx: typer.Context, run: Path, ranks: Ranks, train: Callable[..., None]) -> None:
+    """Call ``train`` with the options of ``run``, and with what it goes on from in ``ctx.obj``.
+
+    Rank 0 reads, for the others may not see the folder.
+    """
+    with contextlib.ExitStack() as held:
+        found: tuple[dict[str, Any], Resumed] | None = None
+        if ranks.rank == 0:
+            directory = find(run)
+            held.enter_context(directory.locked())
+            found = stored_options(ctx, directory), read_newest(directory)
+        options, ctx.obj = ranks.broadcast(found)
+        ctx.params.update(options)
+        train(ctx, **ctx.params)
 
 
 def stored_options(ctx: typer.Context, directory: RunDirectory) -> dict[str, Any]:

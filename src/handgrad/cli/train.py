@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handgrad.cli import choices
+from handgrad.cli.errors import wrong
 from handgrad.cli.options import (
     BatchSizeOption,
     ClassesOption,
@@ -24,6 +25,9 @@ from handgrad.cli.options import (
     TaskOption,
     kernels_from,
 )
+
+if TYPE_CHECKING:
+    from handgrad.cli.run_directory import RunDirectory
 
 
 def train(
@@ -103,6 +107,16 @@ def train(
             help="Go on with a run that was stopped or killed, from its newest checkpoint, to the same bits.",
         ),
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            "--shards",
+            metavar="N",
+            min=1,
+            help="Cut every batch into N shards, whose gradients are added in a fixed order: the bits depend "
+            "on N, not on the number of ranks under mpiexec or srun. Default: 4; on one GPU: 1.",
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         str,
         typer.Option(
@@ -156,29 +170,30 @@ def train(
         print_summary,
         summarize,
     )
+    from handgrad.distributed import agreement
+    from handgrad.distributed.ranks import DEFAULT_SHARDS, device_of, join
     from handgrad.resume import Checkpoints, Every, Progress, restore
     from handgrad.training import fit
 
     resumed: resumption.Resumed | None = ctx.obj
+    ranks = join()
+    if resumed is None:
+        agreement.agree(ranks, agreement.call_facts(ctx))
     if resume is not None and resumed is None:
-        directory = resumption.find(resume)
-        with directory.locked():
-            ctx.params.update(resumption.stored_options(ctx, directory))
-            ctx.obj = resumption.read_newest(directory)
-            train(ctx, **ctx.params)
+        resumption.go_on(ctx, resume, ranks, train)
         return
     try:
         every = Every.parse(checkpoint_every)
     except ValueError as error:
         raise ValueError(f"--checkpoint-every: {error}") from None
-    if resumed is None:
+    if resumed is None and ranks.rank == 0:
         run_directory.check_out(out_directory)
     check_clip_norm(clip_norm)
     split = training_data(data, target=target, task=task, classes=classes, limit=limit)
     training, watched = (split.train, split.test) if patience is None else hold_out(split.train, seed)
     if resumed is not None:
         resumed.check_data(training)
-    out = console(as_json)
+    out = console(as_json, silent=ranks.rank > 0)
     with contextlib.ExitStack() as open_until_done:
         open_until_done.enter_context(kernels_from(kernels))
         interrupt = open_until_done.enter_context(Interrupt())
@@ -188,7 +203,7 @@ def train(
             "output": output,
             "loss": loss,
             "dtype": dtype,
-            "device": device,
+            "device": device_of(device, ranks),
         }
         rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         if init is None:
@@ -197,21 +212,30 @@ def train(
         else:
             net = load_network(init, split.train, **words)
             rule = build_optimizer(optimizer, net.loss_name, **rates)
+        if shards is None:
+            shards = DEFAULT_SHARDS if net.device.kind != "cuda" or ranks.size > 1 else 1
+        if shards < ranks.size:
+            remedy = "the same number as before gives the same bits on any number of ranks"
+            raise wrong("--shards", f"at least {ranks.size}, one for each rank", shards, remedy)
         progress = Progress()
-        if resumed is not None:
-            directory = resumed.directory
-            if resumed.newest is not None:
-                path, content = resumed.newest
-                net = checkpoint.network_of(content, path, net.device)
-                progress = restore(content, path, net, rule)
-            directory.rewrite_metrics(progress.rows)
-        else:
-            directory = run_directory.create(out_directory)
-            open_until_done.enter_context(directory.locked())
-            directory.write_config(describe_run(ctx, net, rule, data, split, training))
-        checkpoints = Checkpoints(directory.checkpoints, every)
+        if resumed is not None and resumed.newest is not None:
+            path, content = resumed.newest
+            net = checkpoint.network_of(content, path, net.device)
+            progress = restore(content, path, net, rule)
+        agreement.agree(ranks, agreement.state_facts(net, training, watched))
+        directory: RunDirectory | None = None
+        if ranks.rank == 0:
+            if resumed is not None:
+                directory = resumed.directory
+                directory.rewrite_metrics(progress.rows)
+            else:
+                directory = run_directory.create(out_directory)
+                open_until_done.enter_context(directory.locked())
+                directory.write_config(describe_run(ctx, net, rule, data, split, training, shards))
+        checkpoints = Checkpoints(directory.checkpoints if directory is not None else None, every)
         if not quiet:
-            out.print(headline(net, training, split, batch_size), markup=False, soft_wrap=True)
+            line = headline(net, training, split, batch_size, shards, ranks.size)
+            out.print(line, markup=False, soft_wrap=True)
             if resumed is not None:
                 done = f"{progress.epoch} epochs and {progress.step} steps"
                 out.print(f"going on after {done}", markup=False, soft_wrap=True)
@@ -219,7 +243,9 @@ def train(
         display = TrainingDisplay(out, epochs, len(training), figures_of, quiet)
 
         def stop_if_asked() -> None:
-            if interrupt.asked:
+            code = max(ranks.gather(interrupt.exit_code if interrupt.asked else 0))
+            if code:  # all ranks stop after the same step, whichever was told to
+                interrupt.exit_code = code
                 checkpoints.write()
                 raise KeyboardInterrupt
 
@@ -228,9 +254,11 @@ def train(
             display.step(step, steps, mean_loss)
 
         def on_epoch(row: dict[str, Any]) -> None:
-            directory.append_metrics(row)
+            if directory is not None:
+                directory.append_metrics(row)
             check_finite(row, rule.lr)
-            net.save(directory.weights)
+            if directory is not None:
+                net.save(directory.weights)
             display.epoch(row)
             stop_if_asked()
 
@@ -249,6 +277,8 @@ def train(
                     clip_norm=clip_norm,
                     patience=patience,
                     seed=seed,
+                    shards=shards,
+                    ranks=ranks,
                     progress=progress,
                     checkpoints=checkpoints,
                     on_step=on_step,
@@ -258,14 +288,15 @@ def train(
                 interrupt.check()  # Ctrl-C ends a compiler that is at work, too: that is no failure
                 raise
         seconds = time.perf_counter() - began
-        if not interrupt.at_once:
-            net.save(directory.weights)
-        if history.rows and not no_plot:
-            draw_curves(directory, history, figures_of)
-        stopping, saved = patience is not None, not interrupt.at_once
-        report = summarize(net, history, split, stopping, seconds, directory, saved)
-    print_summary(out, report, epochs)
-    if as_json:
-        print_json(report)
+        if directory is not None:
+            if not interrupt.at_once:
+                net.save(directory.weights)
+            if history.rows and not no_plot:
+                draw_curves(directory, history, figures_of)
+            stopping, saved = patience is not None, not interrupt.at_once
+            report = summarize(net, history, split, stopping, seconds, directory, saved)
+            print_summary(out, report, epochs)
+            if as_json:
+                print_json(report)
     if history.interrupted:
         raise typer.Exit(interrupt.exit_code)

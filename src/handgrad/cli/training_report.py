@@ -25,7 +25,7 @@ CONFIG_SCHEMA = "handgrad.run/1"
 
 
 def describe_run(
-    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset
+    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset, shards: int
 ) -> dict[str, Any]:
     """All that made the run, for config.json; ``evaluate`` and ``predict`` read the part "data"."""
     import numpy as np
@@ -37,6 +37,7 @@ def describe_run(
     options = ctx.params
     again = {name: value for name, value in options.items() if name not in FORGOTTEN}
     again["data"] = absolute(data)
+    again["shards"] = shards
     again["device"] = net.device.kind if options["device"] == "auto" else options["device"]
     for name in ("init", "kernels"):
         again[name] = options[name] and options[name].absolute()
@@ -71,6 +72,7 @@ def describe_run(
             "clip_norm": options["clip_norm"],
             "patience": options["patience"],
             "seed": options["seed"],
+            "shards": shards,
             "one_blas_thread": takes_one_thread(net, options["batch_size"]),
             "init": options["init"],
             "validation": "test part" if options["patience"] is None else "a tenth of the training part",
@@ -78,11 +80,15 @@ def describe_run(
     }
 
 
-def headline(net: MLP, training: Dataset, split: Split, batch_size: int) -> str:
+def headline(
+    net: MLP, training: Dataset, split: Split, batch_size: int, shards: int = 1, ranks: int = 1
+) -> str:
     """The network, the data and the device, in a line."""
     count = sum(int(view.size) for view in net.parameters.values())
     widths = "→".join(map(str, net.sizes))
-    threads = ", 1 BLAS thread" if takes_one_thread(net, batch_size) else ""
+    threads = ", 1 BLAS thread" if shards == 1 and takes_one_thread(net, batch_size) else ""
+    threads += f", {shards} shards a batch" if shards > 1 else ""
+    threads += f" on {ranks} ranks" if ranks > 1 else ""
     return (
         f"{widths} ({net.activation}, {net.loss_name}; {count:,} parameters) on {net.device}{threads}; "
         f"{len(training):,} training and {len(split.test):,} test samples of {training.name}"
