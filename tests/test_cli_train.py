@@ -158,7 +158,7 @@ def test_a_compiler_that_ctrl_c_ended_is_an_interrupt(monkeypatch):
         raise RuntimeError("g++ failed")
 
     monkeypatch.setattr(hg.MLP, "train_step", interrupted)
-    result = handgrad("train", *QUICK)
+    result = handgrad("train", *QUICK, "--shards", "1")
     assert result.exit_code == 130
     assert "g++" not in result.stderr
 
@@ -442,7 +442,9 @@ def test_ctrl_c_in_the_middle_of_an_epoch_leaves_a_whole_step(monkeypatch):
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(hg.MLP, "train_step", step)
-    result = handgrad("train", "--limit", "1000", "--batch-size", "100", *QUICK[2:], "--out", "run")
+    result = handgrad(
+        "train", "--limit", "1000", "--batch-size", "100", *QUICK[2:], "--shards", "1", "--out", "run"
+    )
     assert result.exit_code == 130
     assert len(calls) == 3
     assert "stopping after this step" in result.stderr

@@ -23,12 +23,14 @@ from handgrad.distributed.steps import ShardedSteps
 from handgrad.evaluation import Evaluation, evaluate, evaluate_samples
 from handgrad.ops.optimizer import Optimizer
 from handgrad.resume import Checkpoints, Progress
-from handgrad.samples import Samples, prepare
+from handgrad.samples import Samples, prepare, prepare_any
 from handgrad.schedules import SCHEDULES, Schedule, factor
-from handgrad.stretches import CALLS_PER_EPOCH, InMemory, OnStep, Steps, run_epoch
+from handgrad.streaming.order import streamed_order
+from handgrad.stretches import CALLS_PER_EPOCH, InMemory, OnStep, Source, Steps, run_epoch
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
+    from handgrad.streaming.streamed_samples import StreamedSamples
 
 __all__ = ["CALLS_PER_EPOCH", "SCHEDULES", "Evaluation", "History", "epoch_order", "evaluate", "fit"]
 
@@ -72,6 +74,7 @@ def fit(
     shuffle: bool = True,
     step_losses: bool = False,
     first_epoch: int = 0,
+    block_rows: int | None = None,
     shards: int = 1,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
@@ -79,9 +82,10 @@ def fit(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> History:
-    """Train ``net`` in place on arrays ``X`` (N, D) and ``y``, or on a data set ``X``.
+    """Train ``net`` in place on arrays ``X`` (N, D) and ``y``, or on a data set or stream ``X``.
 
-    The data go to the network's device once; uint8 stays uint8 there and is scaled batch by batch.
+    The data go to the network's device once; uint8 stays uint8 there and is scaled batch by batch.  A stream
+    (:mod:`handgrad.streaming`) is read in blocks while it is trained on.
 
     Parameters
     ----------
@@ -93,6 +97,7 @@ def fit(
     patience: stop when the validation loss has not improved for so many epochs, and in any case end with the
         parameters of the best epoch (not after Ctrl-C); the optimizer's state is not turned back
     seed, shuffle: the order of the samples; without shuffling it is 0 .. N-1
+    block_rows: shuffle arrays in the order of a stream with such blocks (:mod:`handgrad.streaming.order`)
     step_losses: keep the loss of every step in ``History.steps``
     first_epoch: go on at this epoch, with its order and learning rate
     shards: cut every batch into so many, whose gradients are added in a fixed tree (see
@@ -117,7 +122,13 @@ def fit(
             raise ValueError("patience: early stopping watches the validation loss; give validation=(X, y)")
     shards, ranks = _count(shards, "shards"), ranks or Ranks()
     factor(schedule, first_epoch / epochs)  # an unknown name is told before the data are moved
-    source = InMemory(prepare(net, X, y), lambda epoch: epoch_order(len(source), seed, epoch, shuffle))
+    samples = prepare_any(net, X, y)
+    source: Source
+    if isinstance(samples, Samples):
+        N = len(samples)
+        source = InMemory(samples, lambda epoch: epoch_order(N, seed, epoch, shuffle, block_rows))
+    else:
+        source, samples.seed, samples.shuffle = samples, seed, shuffle
     held_out = None if validation is None else _prepare_validation(net, validation)
     optimizer.bind(net.flat_parameters)
 
@@ -169,11 +180,11 @@ def fit(
     return history
 
 
-def epoch_order(N: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
-    """The order (N,) in which epoch ``epoch`` = 0, 1, … visits the samples."""
-    if not shuffle:
-        return np.arange(N, dtype=np.int64)
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(N)
+def epoch_order(
+    N: int, seed: int, epoch: int, shuffle: bool = True, block_rows: int | None = None
+) -> NDArray[np.int64]:
+    """The order (N,) in which epoch ``epoch`` = 0, 1, … visits the samples; by blocks, if given."""
+    return streamed_order(N, block_rows or max(N, 1), seed, epoch, shuffle)
 
 
 def _over_samples(net: MLP, losses: NDArray[np.float64], N: int, batch_size: int) -> float:
@@ -209,13 +220,13 @@ class _EarlyStopping:
         return self.progress.best_epoch
 
 
-def _prepare_validation(net: MLP, validation: Any) -> Samples:
+def _prepare_validation(net: MLP, validation: Any) -> Samples | StreamedSamples:
     if isinstance(validation, (tuple, list)):
         if len(validation) != 2:
             raise ValueError(f"validation: expected (X, y) or a Dataset, got {len(validation)} things")
         X, y = validation
         return prepare(net, X, y, "validation X", "validation y")
-    return prepare(net, validation, None, "validation X", "validation y")
+    return prepare_any(net, validation, None, "validation X", "validation y")
 
 
 def _count(value: Any, name: str, least: int = 1) -> int:
