@@ -134,6 +134,22 @@ def train(
     task: TaskOption = choices.Task.auto,
     classes: ClassesOption = None,
     limit: LimitOption = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Leave the data on disk and read them in blocks (X.npy,y.npy, IDX, shards)."
+        ),
+    ] = False,
+    block_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--block-rows",
+            metavar="N",
+            min=1,
+            help="Shuffle in blocks of N rows and within them, on disk or in memory. Default: with --stream "
+            "32 MiB of features, else all rows.",
+        ),
+    ] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="No curves.png.")] = False,
     kernels: KernelsOption = None,
     quiet: QuietOption = False,
@@ -152,7 +168,7 @@ def train(
 
     from handgrad import checkpoint
     from handgrad.cli import resumption, run_directory
-    from handgrad.cli.data import hold_out, training_data
+    from handgrad.cli.data import hold_out, streamed_data, training_data
     from handgrad.cli.network import (
         build_network,
         build_optimizer,
@@ -189,7 +205,12 @@ def train(
     if resumed is None and ranks.rank == 0:
         run_directory.check_out(out_directory)
     check_clip_norm(clip_norm)
-    split = training_data(data, target=target, task=task, classes=classes, limit=limit)
+    split: Any  # a Split or a StreamSplit
+    if stream:
+        how: dict[str, Any] = {"task": task, "classes": classes, "limit": limit}
+        split = streamed_data(data, **how, block_rows=block_rows)
+    else:
+        split = training_data(data, target=target, task=task, classes=classes, limit=limit)
     training, watched = (split.train, split.test) if patience is None else hold_out(split.train, seed)
     if resumed is not None:
         resumed.check_data(training)
@@ -277,6 +298,7 @@ def train(
                     clip_norm=clip_norm,
                     patience=patience,
                     seed=seed,
+                    block_rows=block_rows,
                     shards=shards,
                     ranks=ranks,
                     progress=progress,

@@ -58,6 +58,8 @@ def describe_run(
             "task": options["task"],
             "classes": options["classes"],
             "limit": options["limit"],
+            "stream": options["stream"],
+            "block_rows": getattr(training, "block_rows", options["block_rows"]),
             "sha256": digest(training),
             "scale": training.scale,
             "shift": training.shift,
