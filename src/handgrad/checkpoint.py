@@ -11,6 +11,8 @@ a fixed order, so that equal networks give equal files, byte for byte.  In it:
 ``config``               JSON: the arguments of :class:`handgrad.MLP`
 ``frozen``               JSON: names of the frozen parameters
 ``optimizer``            JSON: class and hyperparameters, or ``null``
+``training``             JSON: where a training stands, in its checkpoints alone; its arrays are tensors
+                         ``training.…`` (see :mod:`handgrad.resume`)
 ``sha256``               over the metadata above and name, shape, dtype and bytes of each tensor
 =======================  ======================================================================
 
@@ -42,16 +44,31 @@ FORMAT = "handgrad"
 FORMAT_VERSION = 1
 METADATA_KEY = "handgrad"  # safetensors writes several keys in an order that varies
 OPTIMIZER_PREFIX = "optimizer."
+TRAINING_PREFIX = "training."
 
 Tensors = dict[str, NDArray[Any]]
+Content = tuple[dict[str, str], Tensors]  # metadata and tensors of a file
 
 
 class CheckpointError(ValueError):
     """A file that is no usable checkpoint; the message is one line that names the file and the reason."""
 
 
-def save(net: MLP, path: str | Path, optimizer: Optimizer | None = None) -> None:
-    """Write parameters, configuration and what is frozen, and the state of ``optimizer`` where given."""
+class NewerVersionError(CheckpointError):
+    """A whole file, in a format that this handgrad does not know yet."""
+
+
+def save(
+    net: MLP,
+    path: str | Path,
+    optimizer: Optimizer | None = None,
+    training: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
+    """Write parameters, configuration and what is frozen, and the state of ``optimizer`` where given.
+
+    ``training`` (fit for JSON) and its ``arrays`` say where a training stands.
+    """
     from handgrad import __version__
 
     tensors: Tensors = net.flat_parameters.to_numpy()
@@ -59,6 +76,8 @@ def save(net: MLP, path: str | Path, optimizer: Optimizer | None = None) -> None
         optimizer.bind(net.flat_parameters)
         for name, array in optimizer.state_arrays().items():
             tensors[OPTIMIZER_PREFIX + name] = to_numpy(array)
+    for name, array in (arrays or {}).items():
+        tensors[TRAINING_PREFIX + name] = array
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -67,6 +86,8 @@ def save(net: MLP, path: str | Path, optimizer: Optimizer | None = None) -> None
         "frozen": json.dumps(sorted(net.flat_parameters.frozen)),
         "optimizer": json.dumps(optimizer.config() if optimizer is not None else None),
     }
+    if training is not None:
+        metadata["training"] = json.dumps(training)
     metadata["sha256"] = _digest(metadata, tensors)
     write_atomically(Path(path), _serialize(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
 
@@ -78,9 +99,15 @@ def load(path: str | Path, device: str | Device = "auto") -> MLP:
     damaged, foreign or from a newer version.
     """
     target = resolve_device(device)
-    metadata, tensors = _read(Path(path))
+    return network_of(read(Path(path)), path, target)
+
+
+def network_of(content: Content, path: str | Path, target: Device) -> MLP:
+    """The network in what :func:`read` gave, on ``target``; ``path`` is named in errors."""
+    metadata, tensors = content
     config = _object(metadata, "config", path)
-    values = {name: array for name, array in tensors.items() if not name.startswith(OPTIMIZER_PREFIX)}
+    others = (OPTIMIZER_PREFIX, TRAINING_PREFIX)
+    values = {name: array for name, array in tensors.items() if not name.startswith(others)}
     _check_sizes(config, values, path)
     try:
         net = MLP(**{**config, "device": target})
@@ -93,11 +120,10 @@ def load(path: str | Path, device: str | Device = "auto") -> MLP:
 
 def load_optimizer(path: str | Path, net: MLP) -> Optimizer | None:
     """The optimizer that was saved with the network, its state bound to ``net``; None if none was saved."""
-    metadata, tensors = _read(Path(path))
+    metadata, tensors = read(Path(path))
     if _json(metadata, "optimizer", path) is None:
         return None
-    start = len(OPTIMIZER_PREFIX)
-    state = {name[start:]: array for name, array in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
+    state = named(tensors, OPTIMIZER_PREFIX)
     try:
         optimizer = optimizer_op.from_config(_object(metadata, "optimizer", path))
         optimizer.load_state(net.flat_parameters, state)
@@ -106,10 +132,15 @@ def load_optimizer(path: str | Path, net: MLP) -> Optimizer | None:
     return optimizer
 
 
+def named(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with ``prefix``, under the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``: a crash at any moment leaves the old file or the new one, whole.
 
-    Raises ``OSError`` (disk full, read-only folder) and then leaves nothing behind.
+    Raises ``OSError`` (disk full, read-only folder) that names ``path``, and then leaves nothing behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -118,13 +149,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable (POSIX; Windows cannot open folders and does not need it)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -141,8 +175,8 @@ def _serialize(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     return bytes(serialize(contiguous, metadata=metadata))
 
 
-def _read(path: Path) -> tuple[dict[str, str], Tensors]:
-    """Metadata and tensors, once format, version and digest are found in order."""
+def read(path: Path) -> Content:
+    """Metadata and tensors, once format, version and digest are found in order; raises as :func:`load`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -180,7 +214,7 @@ def _check_format(metadata: Mapping[str, str], path: Path) -> None:
     if not version.isdecimal():
         raise CheckpointError(f"{path}: damaged: its format version is {version!r}")
     if int(version) > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerVersionError(
             f"{path}: written in format {version} by handgrad {metadata.get('handgrad_version', '?')}, newer "
             f"than this handgrad reads (format {FORMAT_VERSION}); pip install --upgrade handgrad"
         )

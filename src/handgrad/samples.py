@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from handgrad.arrays import Array, Device, to_device, to_numpy
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
+    from handgrad.streaming.streamed_samples import StreamedSamples
 
 CHECKED_ROWS = 4096  # rows whose finiteness is looked at together
 
@@ -27,6 +28,20 @@ class Samples:
 
     def __len__(self) -> int:
         return int(self.X.shape[0])
+
+    def part(self, first: int, last: int) -> Samples:
+        """Rows ``first`` .. ``last`` - 1, as views."""
+        return replace(self, X=self.X[first:last], y=self.y[first:last])
+
+
+def prepare_any(
+    net: MLP, data: Any, y: Any = None, name: str = "X", y_name: str = "y"
+) -> Samples | StreamedSamples:
+    """:func:`prepare`; a stream (:mod:`handgrad.streaming`) stays on disk."""
+    if y is None and hasattr(data, "for_network"):
+        streamed: StreamedSamples = data.for_network(net)
+        return streamed
+    return prepare(net, data, y, name, y_name)
 
 
 def prepare(net: MLP, data: Any, y: Any = None, name: str = "X", y_name: str = "y") -> Samples:

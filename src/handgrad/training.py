@@ -8,9 +8,8 @@ the samples that it has.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import operator
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,20 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.arrays import Array, to_numpy
+from handgrad.arrays import to_numpy
+from handgrad.distributed.ranks import Ranks
+from handgrad.distributed.steps import ShardedSteps
 from handgrad.evaluation import Evaluation, evaluate, evaluate_samples
 from handgrad.ops.optimizer import Optimizer
-from handgrad.samples import Samples, prepare
+from handgrad.resume import Checkpoints, Progress
+from handgrad.samples import Samples, prepare, prepare_any
 from handgrad.schedules import SCHEDULES, Schedule, factor
+from handgrad.streaming.order import streamed_order
+from handgrad.stretches import CALLS_PER_EPOCH, InMemory, OnStep, Source, Steps, run_epoch
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
+    from handgrad.streaming.streamed_samples import StreamedSamples
 
-__all__ = ["SCHEDULES", "Evaluation", "History", "epoch_order", "evaluate", "fit"]
+__all__ = ["CALLS_PER_EPOCH", "SCHEDULES", "Evaluation", "History", "epoch_order", "evaluate", "fit"]
 
-CALLS_PER_EPOCH = 50  # on_step is called about so often an epoch, and only there may the device be waited for
-
-OnStep = Callable[[int, int, Callable[[], float]], None]
 OnEpoch = Callable[[dict[str, Any]], None]
 
 
@@ -72,12 +74,18 @@ def fit(
     shuffle: bool = True,
     step_losses: bool = False,
     first_epoch: int = 0,
+    block_rows: int | None = None,
+    shards: int = 1,
+    ranks: Ranks | None = None,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> History:
-    """Train ``net`` in place on arrays ``X`` (N, D) and ``y``, or on a data set ``X``.
+    """Train ``net`` in place on arrays ``X`` (N, D) and ``y``, or on a data set or stream ``X``.
 
-    The data go to the network's device once; uint8 stays uint8 there and is scaled batch by batch.
+    The data go to the network's device once; uint8 stays uint8 there and is scaled batch by batch.  A stream
+    (:mod:`handgrad.streaming`) is read in blocks while it is trained on.
 
     Parameters
     ----------
@@ -89,8 +97,14 @@ def fit(
     patience: stop when the validation loss has not improved for so many epochs, and in any case end with the
         parameters of the best epoch (not after Ctrl-C); the optimizer's state is not turned back
     seed, shuffle: the order of the samples; without shuffling it is 0 .. N-1
+    block_rows: shuffle arrays in the order of a stream with such blocks (:mod:`handgrad.streaming.order`)
     step_losses: keep the loss of every step in ``History.steps``
     first_epoch: go on at this epoch, with its order and learning rate
+    shards: cut every batch into so many, whose gradients are added in a fixed tree (see
+        :mod:`handgrad.distributed`): the bits depend on the number of shards, never on that of ranks
+    ranks: the processes that train together, from :func:`handgrad.distributed.ranks.join`
+    progress: go on where this says, with the optimizer's state of that place (see :mod:`handgrad.resume`)
+    checkpoints: written as it says, between two steps
     on_step: called as ``on_step(step, steps, loss)`` some 50 times an epoch; ``loss()`` waits for the device
         and gives the mean loss of the steps since the last call
     on_epoch: called with the new row of the history
@@ -106,38 +120,58 @@ def fit(
         patience = _count(patience, "patience")
         if validation is None:
             raise ValueError("patience: early stopping watches the validation loss; give validation=(X, y)")
+    shards, ranks = _count(shards, "shards"), ranks or Ranks()
     factor(schedule, first_epoch / epochs)  # an unknown name is told before the data are moved
-    samples = prepare(net, X, y)
+    samples = prepare_any(net, X, y)
+    source: Source
+    if isinstance(samples, Samples):
+        N = len(samples)
+        source = InMemory(samples, lambda epoch: epoch_order(N, seed, epoch, shuffle, block_rows))
+    else:
+        source, samples.seed, samples.shuffle = samples, seed, shuffle
     held_out = None if validation is None else _prepare_validation(net, validation)
     optimizer.bind(net.flat_parameters)
 
-    history = History()
-    stopping = _EarlyStopping(net, patience)
+    progress = Progress(epoch=first_epoch) if progress is None else progress
+    history = History(progress.rows, progress.steps, stopped_early=progress.stopped_early)
+    stopping = _EarlyStopping(net, patience, progress)
     base_lr = optimizer.lr
+    steps: Steps = net
+    running: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if shards > 1 or ranks.size > 1:
+        steps = sharded = ShardedSteps(net, shards, ranks)
+        running = sharded.running()
     try:
-        with net.device:
-            for epoch in range(first_epoch, epochs):
-                optimizer.lr = base_lr * factor(schedule, epoch / epochs)
-                order = epoch_order(len(samples), seed, epoch, shuffle)
-                losses, seconds = _train_epoch(net, samples, order, batch_size, optimizer, clip_norm, on_step)
-                found = evaluate_samples(net, held_out) if held_out is not None else None
-                row = {
-                    "epoch": epoch + 1,
-                    "train_loss": _over_samples(net, losses, len(samples), batch_size),
+        with net.device, running:
+            if checkpoints is not None:
+                checkpoints.follow(net, optimizer, progress)
+            while progress.epoch < epochs and not progress.stopped_early:
+                optimizer.lr = base_lr * factor(schedule, progress.epoch / epochs)
+                count = run_epoch(
+                    steps, source, batch_size, optimizer, clip_norm, on_step, progress, checkpoints
+                )
+                (losses,), seconds = progress.losses, progress.seconds
+                found = evaluate_samples(net, held_out, ranks) if held_out is not None else None
+                row: dict[str, Any] = {
+                    "epoch": progress.epoch + 1,
+                    "train_loss": _over_samples(net, losses, len(source), batch_size),
                     "validation_loss": found.loss if found else None,
                     "validation_accuracy": found.accuracy if found else None,
                     "learning_rate": optimizer.lr,
-                    "samples_per_second": len(samples) / seconds,
+                    "samples_per_second": len(source) / seconds,
                     "seconds": seconds,
                 }
                 if step_losses:
                     history.steps.extend(losses.tolist())
                 history.rows.append(row)
-                history.stopped_early = found is not None and stopping.after(epoch + 1, found.loss)
+                progress.epoch, progress.step, progress.losses, progress.seconds = row["epoch"], 0, [], 0.0
+                progress.stopped_early = found is not None and stopping.after(row["epoch"], found.loss)
+                history.stopped_early = progress.stopped_early
                 if on_epoch is not None:
                     on_epoch(row)
-                if history.stopped_early:
-                    break
+                if checkpoints is not None:
+                    last = progress.epoch == epochs or progress.stopped_early
+                    checkpoints.after_steps(count, last)
             history.best_epoch = stopping.restore()
     except KeyboardInterrupt:
         history.interrupted = True
@@ -146,45 +180,11 @@ def fit(
     return history
 
 
-def epoch_order(N: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
-    """The order (N,) in which epoch ``epoch`` = 0, 1, … visits the samples."""
-    if not shuffle:
-        return np.arange(N, dtype=np.int64)
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(N)
-
-
-def _train_epoch(
-    net: MLP,
-    samples: Samples,
-    order: NDArray[np.int64],
-    batch_size: int,
-    optimizer: Optimizer,
-    clip_norm: float | None,
-    on_step: OnStep | None,
-) -> tuple[NDArray[np.float64], float]:
-    """The loss of every step and the seconds that the epoch took.
-
-    Without ``on_step`` it is one call of ``net.train_epoch``, with it some 50; the bits are the same.
-    """
-    steps = -(-len(order) // batch_size)
-    stride = steps if on_step is None else -(-steps // CALLS_PER_EPOCH)
-    begin = time.perf_counter()
-    parts: list[Array] = []
-    for first in range(0, steps, stride):
-        rows = order[first * batch_size : (first + stride) * batch_size]
-        parts.append(
-            net.train_epoch(
-                samples.X, samples.y, rows, batch_size, optimizer, clip_norm, samples.scale, samples.shift
-            )
-        )
-        if on_step is not None:
-            on_step(min(first + stride, steps), steps, functools.partial(_mean, parts[-1]))
-    losses = np.concatenate([to_numpy(part) for part in parts]).astype(np.float64)  # waits for the device
-    return losses, time.perf_counter() - begin
-
-
-def _mean(losses: Array) -> float:
-    return float(to_numpy(losses).mean())
+def epoch_order(
+    N: int, seed: int, epoch: int, shuffle: bool = True, block_rows: int | None = None
+) -> NDArray[np.int64]:
+    """The order (N,) in which epoch ``epoch`` = 0, 1, … visits the samples; by blocks, if given."""
+    return streamed_order(N, block_rows or max(N, 1), seed, epoch, shuffle)
 
 
 def _over_samples(net: MLP, losses: NDArray[np.float64], N: int, batch_size: int) -> float:
@@ -196,41 +196,37 @@ def _over_samples(net: MLP, losses: NDArray[np.float64], N: int, batch_size: int
 
 
 class _EarlyStopping:
-    """The best validation loss so far and a copy of the parameters that gave it."""
+    """The best validation loss so far and the parameters that gave it, which ``progress`` remembers."""
 
-    def __init__(self, net: MLP, patience: int | None) -> None:
-        self.net = net
-        self.patience = patience
-        self.best_loss = np.inf
-        self.best_epoch: int | None = None
-        self.best: Array = None
-        self.waited = 0
+    def __init__(self, net: MLP, patience: int | None, progress: Progress) -> None:
+        self.net, self.patience, self.progress = net, patience, progress
 
     def after(self, epoch: int, loss: float) -> bool:
         """Note the loss after ``epoch``; True if it is time to stop.  A NaN is no improvement."""
         if self.patience is None:
             return False
-        if loss < self.best_loss:
-            self.best_loss, self.best_epoch, self.waited = loss, epoch, 0
-            self.best = self.net.flat_parameters.flat.copy()
+        kept = self.progress
+        if loss < kept.best_loss:
+            kept.best_loss, kept.best_epoch, kept.waited = loss, epoch, 0
+            kept.best = to_numpy(self.net.flat_parameters.flat).copy()
         else:
-            self.waited += 1
-        return self.waited >= self.patience
+            kept.waited += 1
+        return kept.waited >= self.patience
 
     def restore(self) -> int | None:
         """Put the best parameters back; the epoch that they are from, or None where there are none."""
-        if self.best is not None:
-            self.net.flat_parameters.flat[...] = self.best
-        return self.best_epoch
+        if self.progress.best is not None:
+            self.net.flat_parameters.flat[...] = self.net.xp.asarray(self.progress.best)
+        return self.progress.best_epoch
 
 
-def _prepare_validation(net: MLP, validation: Any) -> Samples:
+def _prepare_validation(net: MLP, validation: Any) -> Samples | StreamedSamples:
     if isinstance(validation, (tuple, list)):
         if len(validation) != 2:
             raise ValueError(f"validation: expected (X, y) or a Dataset, got {len(validation)} things")
         X, y = validation
         return prepare(net, X, y, "validation X", "validation y")
-    return prepare(net, validation, None, "validation X", "validation y")
+    return prepare_any(net, validation, None, "validation X", "validation y")
 
 
 def _count(value: Any, name: str, least: int = 1) -> int:

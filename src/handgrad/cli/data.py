@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from handgrad.cli.errors import wrong
 from handgrad.datasets import DataError, Dataset, Split, load, load_features
+from handgrad.streaming import Stream, open_stream
+from handgrad.streaming.stream import StreamSplit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +23,12 @@ VALIDATION_SHARE = 10  # one in so many training samples is held out for --patie
 
 
 def training_data(
-    data: str, *, target: str | None, task: str, classes: int | None, limit: int | None
+    data: str,
+    *,
+    target: str | None,
+    task: str,
+    classes: int | None,
+    limit: int | None,
 ) -> Split:
     """Both parts of ``data``, or the first ``limit`` samples of each."""
     if target is not None and not data.lower().endswith(".csv"):
@@ -32,14 +39,27 @@ def training_data(
     return Split(split.train.head(limit), split.test.head(limit))
 
 
-def hold_out(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+def streamed_data(
+    data: str, *, task: str, classes: int | None, limit: int | None, block_rows: int | None = None
+) -> StreamSplit:
+    """As :func:`training_data`, but the samples stay on disk."""
+    if data == "mnist-subset" or data.lower().endswith((".csv", ".npz")):
+        expected = "X.npy,y.npy, a directory of IDX files or one of shards with --stream"
+        raise wrong("--data", expected, data, "leave --stream out: this is read into memory")
+    parts = open_stream(data, task=str(task), classes=classes, block_rows=block_rows)
+    return parts if limit is None else StreamSplit(parts.train.head(limit), parts.test.head(limit))
+
+
+def hold_out(train: Any, seed: int) -> tuple[Any, Any]:
     """All but a tenth of the training samples, and that tenth, to stop by.
 
-    Of memory-mapped samples the last ones, so that nothing is copied; else drawn by ``seed``.
+    Of samples on disk the last ones, so that nothing is copied; else drawn by ``seed``.
     """
     held = len(train) // VALIDATION_SHARE
     if held == 0:
         raise wrong("--patience", f"at least {VALIDATION_SHARE} training samples with it", len(train))
+    if isinstance(train, Stream):
+        return train.head(len(train) - held), train.rest(len(train) - held)
     order = np.arange(len(train))
     if not isinstance(train.X.base, np.memmap) and not isinstance(train.X, np.memmap):
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(train))
@@ -52,12 +72,16 @@ def _rows(samples: Dataset, rows: NDArray[np.intp]) -> Dataset:
     return replace(samples, X=samples.X[rows], y=samples.y[rows])
 
 
-def test_part(data: str | None, config: Mapping[str, Any]) -> tuple[Dataset, str]:
+def test_part(data: str | None, config: Mapping[str, Any]) -> tuple[Any, str]:
     """The samples to evaluate on, and in words which they are.
 
     The data of the run itself, and data with a test part: the test part.  Other data: all samples.
     """
-    own = config.get("data", {}).get("spec")
+    described = config.get("data", {})
+    own = described.get("spec")
+    if described.get("stream") and data in (None, own):
+        options = {key: described[key] for key in ("task", "classes", "block_rows")}
+        return with_scale_of(config, open_stream(own, **options).test), "the test part of the run's data"
     if own is not None and (data is None or absolute(data) == own):
         return load(own, **load_options(config)).test, f"the test part of {own}"
     assert data is not None
@@ -86,7 +110,7 @@ def predictions(net: MLP, samples: Dataset, batch_size: int) -> NDArray[Any]:
     return values
 
 
-def check_inputs(net: MLP, samples: Dataset) -> None:
+def check_inputs(net: MLP, samples: Dataset | Stream) -> None:
     """Refuse samples that the network cannot take."""
     if samples.X.shape[1] != net.sizes[0]:
         raise DataError(
@@ -108,7 +132,10 @@ def load_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: described[key] for key in ("target", "task", "classes") if described.get(key) is not None}
 
 
-def with_scale_of(config: Mapping[str, Any], samples: Dataset) -> Dataset:
+Part = TypeVar("Part", Dataset, Stream)
+
+
+def with_scale_of(config: Mapping[str, Any], samples: Part) -> Part:
     """``samples`` scaled as in training, if they are uint8: pixels then mean what they meant there."""
     described = config.get("data", {})
     if samples.X.dtype != np.uint8 or "scale" not in described:

@@ -1,7 +1,8 @@
 """Every failure is one line on stderr: what was expected, what came, the remedy.
 
 Exit codes: 0 done, 1 a failed check or a failure at run time, 2 a wrong call, 130 interrupted, 141 the
-reader of the output went away.  ``--debug`` anywhere on the line shows the traceback as well.
+reader of the output went away, 143 ended by SIGTERM.  ``--debug`` anywhere on the line shows the traceback
+as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-FAILED, WRONG_CALL, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+from handgrad.distributed import ranks
+
+FAILED, WRONG_CALL, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143
 
 _WRONG_CALLS = (
     ValueError,  # DataError is one
@@ -52,6 +55,8 @@ class CommandGroup(TyperGroup):
             if debug:
                 traceback.print_exception(error, file=sys.stderr)
             line, code = describe(error, arguments)
+            if ranks.launched()[1] > 1:
+                ranks.fail(line, code)  # the other ranks would wait for this one for ever
             if code == PIPE_CLOSED:
                 silence_stdout()
             elif type(error).__name__ == "NoArgsIsHelpError":

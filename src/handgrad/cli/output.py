@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def console(as_json: bool = False) -> Console:
-    """A console on stdout, or on stderr where stdout is kept for the JSON object."""
+def console(as_json: bool = False, silent: bool = False) -> Console:
+    """A console on stdout, or on stderr where stdout is kept for the JSON object; or a silent one."""
     from rich.console import Console
 
     class PipeConsole(Console):
         def on_broken_pipe(self) -> None:  # Rich would exit with code 1
             raise BrokenPipeError
 
+    if silent:
+        return Console(quiet=True, file=io.StringIO())
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120
     return PipeConsole(file=stream, highlight=False, soft_wrap=False, width=width)

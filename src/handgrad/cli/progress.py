@@ -12,41 +12,53 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from handgrad.cli.errors import INTERRUPTED, TERMINATED
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
 
 class Interrupt:
-    """Ctrl-C waits for the end of the step, so that the weights are those of a whole step; a second does not.
+    """Ctrl-C and SIGTERM wait for the end of the step, so that the weights are those of a whole step.
 
-    Inside the block, :meth:`check` raises ``KeyboardInterrupt`` once Ctrl-C was pressed.
+    Inside the block, ``asked`` is true once one came, and :meth:`check` raises ``KeyboardInterrupt``.  A
+    second one does not wait: ``at_once`` is true then, and the weights may be in the middle of a step.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
+        self.asked = self.at_once = False
+        self.exit_code = INTERRUPTED
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._previous = signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number, default in (
+                (signal.SIGINT, signal.default_int_handler),
+                (signal.SIGTERM, signal.SIG_DFL),
+            ):
+                if signal.getsignal(number) is default:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed."""
+        """Raise ``KeyboardInterrupt`` if Ctrl-C was pressed or SIGTERM came."""
         if self.asked:
             raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            self.at_once = True
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        if number == signal.SIGTERM:
+            self.exit_code = TERMINATED
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+        print(f"\nstopping after this step; {again} stops at once", file=sys.stderr)
 
 
 class TrainingDisplay:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handgrad.cli import choices
-from handgrad.cli.errors import INTERRUPTED
+from handgrad.cli.errors import wrong
 from handgrad.cli.options import (
     BatchSizeOption,
     ClassesOption,
@@ -24,6 +25,9 @@ from handgrad.cli.options import (
     TaskOption,
     kernels_from,
 )
+
+if TYPE_CHECKING:
+    from handgrad.cli.run_directory import RunDirectory
 
 
 def train(
@@ -95,6 +99,33 @@ def train(
         Path | None,
         typer.Option("--init", metavar="RUN", help="Start from a run's network (folder or .safetensors)."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run that was stopped or killed, from its newest checkpoint, to the same bits.",
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            "--shards",
+            metavar="N",
+            min=1,
+            help="Cut every batch into N shards, whose gradients are added in a fixed order: the bits depend "
+            "on N, not on the number of ranks under mpiexec or srun. Default: 4; on one GPU: 1.",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint-every",
+            metavar="WHEN",
+            help="Steps as 500, seconds as 30s, end, or auto: every 10 seconds, or more seldom where that "
+            "would take more than 1 % of the time.",
+        ),
+    ] = "auto",
     out_directory: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="New or empty. Default: runs/<date>-<time>."),
@@ -103,6 +134,22 @@ def train(
     task: TaskOption = choices.Task.auto,
     classes: ClassesOption = None,
     limit: LimitOption = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Leave the data on disk and read them in blocks (X.npy,y.npy, IDX, shards)."
+        ),
+    ] = False,
+    block_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--block-rows",
+            metavar="N",
+            min=1,
+            help="Shuffle in blocks of N rows and within them, on disk or in memory. Default: with --stream "
+            "32 MiB of features, else all rows.",
+        ),
+    ] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="No curves.png.")] = False,
     kernels: KernelsOption = None,
     quiet: QuietOption = False,
@@ -111,15 +158,17 @@ def train(
     """Train a network and report its test accuracy.
 
     The test part is looked at after every epoch, for the report alone: nothing is chosen by it.
-    Ctrl-C saves the weights and says how to go on.
+    Ctrl-C and SIGTERM save the run and say how to go on; after a crash, --resume goes on from the last
+    checkpoint.
 
     The run's folder: config.json (all settings), metrics.jsonl (a line an epoch), weights.safetensors,
-    curves.png. The same seed, data and device give the same weights, bit for bit.
+    checkpoints (the last two), curves.png. The same seed, data and device give the same weights, bit for bit.
     """
     import numpy as np
 
-    from handgrad.cli import run_directory
-    from handgrad.cli.data import hold_out, training_data
+    from handgrad import checkpoint
+    from handgrad.cli import resumption, run_directory
+    from handgrad.cli.data import hold_out, streamed_data, training_data
     from handgrad.cli.network import (
         build_network,
         build_optimizer,
@@ -137,21 +186,45 @@ def train(
         print_summary,
         summarize,
     )
+    from handgrad.distributed import agreement
+    from handgrad.distributed.ranks import DEFAULT_SHARDS, device_of, join
+    from handgrad.resume import Checkpoints, Every, Progress, restore
     from handgrad.training import fit
 
-    run_directory.check_out(out_directory)
+    resumed: resumption.Resumed | None = ctx.obj
+    ranks = join()
+    if resumed is None:
+        agreement.agree(ranks, agreement.call_facts(ctx))
+    if resume is not None and resumed is None:
+        resumption.go_on(ctx, resume, ranks, train)
+        return
+    try:
+        every = Every.parse(checkpoint_every)
+    except ValueError as error:
+        raise ValueError(f"--checkpoint-every: {error}") from None
+    if resumed is None and ranks.rank == 0:
+        run_directory.check_out(out_directory)
     check_clip_norm(clip_norm)
-    split = training_data(data, target=target, task=task, classes=classes, limit=limit)
+    split: Any  # a Split or a StreamSplit
+    if stream:
+        how: dict[str, Any] = {"task": task, "classes": classes, "limit": limit}
+        split = streamed_data(data, **how, block_rows=block_rows)
+    else:
+        split = training_data(data, target=target, task=task, classes=classes, limit=limit)
     training, watched = (split.train, split.test) if patience is None else hold_out(split.train, seed)
-    out = console(as_json)
-    with kernels_from(kernels), Interrupt() as interrupt:
+    if resumed is not None:
+        resumed.check_data(training)
+    out = console(as_json, silent=ranks.rank > 0)
+    with contextlib.ExitStack() as open_until_done:
+        open_until_done.enter_context(kernels_from(kernels))
+        interrupt = open_until_done.enter_context(Interrupt())
         words: dict[str, Any] = {
             "hidden": hidden,
             "activation": activation,
             "output": output,
             "loss": loss,
             "dtype": dtype,
-            "device": device,
+            "device": device_of(device, ranks),
         }
         rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         if init is None:
@@ -160,23 +233,55 @@ def train(
         else:
             net = load_network(init, split.train, **words)
             rule = build_optimizer(optimizer, net.loss_name, **rates)
-        directory = run_directory.create(out_directory)
-        directory.write_config(describe_run(ctx, net, rule, data, split, training))
+        if shards is None:
+            shards = DEFAULT_SHARDS if net.device.kind != "cuda" or ranks.size > 1 else 1
+        if shards < ranks.size:
+            remedy = "the same number as before gives the same bits on any number of ranks"
+            raise wrong("--shards", f"at least {ranks.size}, one for each rank", shards, remedy)
+        progress = Progress()
+        if resumed is not None and resumed.newest is not None:
+            path, content = resumed.newest
+            net = checkpoint.network_of(content, path, net.device)
+            progress = restore(content, path, net, rule)
+        agreement.agree(ranks, agreement.state_facts(net, training, watched))
+        directory: RunDirectory | None = None
+        if ranks.rank == 0:
+            if resumed is not None:
+                directory = resumed.directory
+                directory.rewrite_metrics(progress.rows)
+            else:
+                directory = run_directory.create(out_directory)
+                open_until_done.enter_context(directory.locked())
+                directory.write_config(describe_run(ctx, net, rule, data, split, training, shards))
+        checkpoints = Checkpoints(directory.checkpoints if directory is not None else None, every)
         if not quiet:
-            out.print(headline(net, training, split, batch_size), markup=False, soft_wrap=True)
+            line = headline(net, training, split, batch_size, shards, ranks.size)
+            out.print(line, markup=False, soft_wrap=True)
+            if resumed is not None:
+                done = f"{progress.epoch} epochs and {progress.step} steps"
+                out.print(f"going on after {done}", markup=False, soft_wrap=True)
         figures_of = "test" if patience is None else "validation"
         display = TrainingDisplay(out, epochs, len(training), figures_of, quiet)
 
+        def stop_if_asked() -> None:
+            code = max(ranks.gather(interrupt.exit_code if interrupt.asked else 0))
+            if code:  # all ranks stop after the same step, whichever was told to
+                interrupt.exit_code = code
+                checkpoints.write()
+                raise KeyboardInterrupt
+
         def on_step(step: int, steps: int, mean_loss: Callable[[], float]) -> None:
-            interrupt.check()
+            stop_if_asked()
             display.step(step, steps, mean_loss)
 
         def on_epoch(row: dict[str, Any]) -> None:
-            directory.append_metrics(row)
+            if directory is not None:
+                directory.append_metrics(row)
             check_finite(row, rule.lr)
-            net.save(directory.weights)
+            if directory is not None:
+                net.save(directory.weights)
             display.epoch(row)
-            interrupt.check()
+            stop_if_asked()
 
         began = time.perf_counter()
         # A loss that overflows is told by check_finite, in a line.
@@ -193,6 +298,11 @@ def train(
                     clip_norm=clip_norm,
                     patience=patience,
                     seed=seed,
+                    block_rows=block_rows,
+                    shards=shards,
+                    ranks=ranks,
+                    progress=progress,
+                    checkpoints=checkpoints,
                     on_step=on_step,
                     on_epoch=on_epoch,
                 )
@@ -200,12 +310,15 @@ def train(
                 interrupt.check()  # Ctrl-C ends a compiler that is at work, too: that is no failure
                 raise
         seconds = time.perf_counter() - began
-        net.save(directory.weights)
-        if history.rows and not no_plot:
-            draw_curves(directory, history, figures_of)
-        report = summarize(net, history, split, patience is not None, seconds, directory)
-    print_summary(out, report, ctx, epochs)
-    if as_json:
-        print_json(report)
+        if directory is not None:
+            if not interrupt.at_once:
+                net.save(directory.weights)
+            if history.rows and not no_plot:
+                draw_curves(directory, history, figures_of)
+            stopping, saved = patience is not None, not interrupt.at_once
+            report = summarize(net, history, split, stopping, seconds, directory, saved)
+            print_summary(out, report, epochs)
+            if as_json:
+                print_json(report)
     if history.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(interrupt.exit_code)

@@ -22,22 +22,25 @@ if TYPE_CHECKING:
     from handgrad.training import History
 
 CONFIG_SCHEMA = "handgrad.run/1"
-# What going on from a run's weights takes from the run, or must not take over.
-_NOT_REPEATED = {
-    *("hidden", "activation", "output", "loss", "dtype"),
-    *("init", "out_directory", "epochs", "quiet", "as_json"),
-}
 
 
 def describe_run(
-    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset
+    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset, shards: int
 ) -> dict[str, Any]:
     """All that made the run, for config.json; ``evaluate`` and ``predict`` read the part "data"."""
     import numpy as np
 
     from handgrad import __version__
+    from handgrad.cli.resumption import FORGOTTEN
+    from handgrad.datasets.digest import digest
 
     options = ctx.params
+    again = {name: value for name, value in options.items() if name not in FORGOTTEN}
+    again["data"] = absolute(data)
+    again["shards"] = shards
+    again["device"] = net.device.kind if options["device"] == "auto" else options["device"]
+    for name in ("init", "kernels"):
+        again[name] = options[name] and options[name].absolute()
     return {
         "schema": CONFIG_SCHEMA,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -46,6 +49,7 @@ def describe_run(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        "options": again,  # what --resume starts again with
         "device": str(net.device),
         "network": net.config(),
         "data": {
@@ -54,6 +58,9 @@ def describe_run(
             "task": options["task"],
             "classes": options["classes"],
             "limit": options["limit"],
+            "stream": options["stream"],
+            "block_rows": getattr(training, "block_rows", options["block_rows"]),
+            "sha256": digest(training),
             "scale": training.scale,
             "shift": training.shift,
             "training_samples": len(training),
@@ -67,6 +74,7 @@ def describe_run(
             "clip_norm": options["clip_norm"],
             "patience": options["patience"],
             "seed": options["seed"],
+            "shards": shards,
             "one_blas_thread": takes_one_thread(net, options["batch_size"]),
             "init": options["init"],
             "validation": "test part" if options["patience"] is None else "a tenth of the training part",
@@ -74,11 +82,15 @@ def describe_run(
     }
 
 
-def headline(net: MLP, training: Dataset, split: Split, batch_size: int) -> str:
+def headline(
+    net: MLP, training: Dataset, split: Split, batch_size: int, shards: int = 1, ranks: int = 1
+) -> str:
     """The network, the data and the device, in a line."""
     count = sum(int(view.size) for view in net.parameters.values())
     widths = "→".join(map(str, net.sizes))
-    threads = ", 1 BLAS thread" if takes_one_thread(net, batch_size) else ""
+    threads = ", 1 BLAS thread" if shards == 1 and takes_one_thread(net, batch_size) else ""
+    threads += f", {shards} shards a batch" if shards > 1 else ""
+    threads += f" on {ranks} ranks" if ranks > 1 else ""
     return (
         f"{widths} ({net.activation}, {net.loss_name}; {count:,} parameters) on {net.device}{threads}; "
         f"{len(training):,} training and {len(split.test):,} test samples of {training.name}"
@@ -93,7 +105,13 @@ def draw_curves(directory: RunDirectory, history: History, figures_of: str) -> N
 
 
 def summarize(
-    net: MLP, history: History, split: Split, stopping: bool, seconds: float, directory: RunDirectory
+    net: MLP,
+    history: History,
+    split: Split,
+    stopping: bool,
+    seconds: float,
+    directory: RunDirectory,
+    saved: bool,
 ) -> dict[str, Any]:
     """The result: the figures on the test part, measured once more where early stopping restored weights."""
     from handgrad.training import evaluate
@@ -111,6 +129,7 @@ def summarize(
         "sizes": list(net.sizes),
         "epochs": len(history.rows),
         "interrupted": history.interrupted,
+        "saved": saved,
         "stopped_early": history.stopped_early,
         "best_epoch": history.best_epoch,
         "train_loss": last.get("train_loss"),
@@ -122,7 +141,7 @@ def summarize(
     }
 
 
-def print_summary(out: Console, report: dict[str, Any], ctx: typer.Context, epochs: int) -> None:
+def print_summary(out: Console, report: dict[str, Any], epochs: int) -> None:
     """The last lines: the test figures and where the run lies; after Ctrl-C how to go on."""
     from pathlib import Path
 
@@ -132,10 +151,11 @@ def print_summary(out: Console, report: dict[str, Any], ctx: typer.Context, epoc
         out.print(line, markup=False, soft_wrap=True)
 
     if report["interrupted"]:
-        left = max(1, epochs - report["epochs"])
-        say(f"interrupted after {report['epochs']} of {epochs} epochs; the weights are saved in {run}")
-        say(f"look at it:  handgrad evaluate {run}")
-        say(f"go on:       handgrad train --init {run} --epochs {left}{_repeated(ctx)}")
+        kept = "it is saved" if report["saved"] else "its last checkpoint is whole"
+        say(f"interrupted after {report['epochs']} of {epochs} epochs; {kept} in {run}")
+        if report["saved"]:
+            say(f"look at it:  handgrad evaluate {run}")
+        say(f"go on:       handgrad train --resume {run}")
         return
     if report["best_epoch"] is not None:
         stopped = "stopped early; " if report["stopped_early"] else ""
@@ -146,15 +166,3 @@ def print_summary(out: Console, report: dict[str, Any], ctx: typer.Context, epoc
         figures = f"test accuracy {accuracy:.2%} ({figures})"
     say(f"{figures} on {report['test_samples']:,} samples, after {report['seconds']:.1f} s of training")
     say(f"the run is in {run}; look closer with: handgrad evaluate {run}")
-
-
-def _repeated(ctx: typer.Context) -> str:
-    """The options of this call that a call to go on needs too, as typed on a command line."""
-    words: list[str] = []
-    for parameter in ctx.command.params:
-        name, value = str(parameter.name), ctx.params.get(str(parameter.name))
-        if name in _NOT_REPEATED or value is None or value == parameter.default:
-            continue
-        option = parameter.opts[0]
-        words += [option] if value is True else [option, shlex.quote(str(value))]
-    return "".join(f" {word}" for word in words)
