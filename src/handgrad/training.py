@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handgrad import nonfinite
 from handgrad.arrays import to_numpy
 from handgrad.distributed.ranks import Ranks
 from handgrad.distributed.steps import ShardedSteps
 from handgrad.evaluation import Evaluation, evaluate, evaluate_samples
+from handgrad.nonfinite import GuardedSteps
 from handgrad.ops.optimizer import Optimizer
 from handgrad.resume import Checkpoints, Progress
 from handgrad.samples import Samples, prepare, prepare_any
@@ -49,6 +51,7 @@ class History:
     interrupted: Ctrl-C ended the training; the network is as the last step left it
     stopped_early: the validation loss had not improved for ``patience`` epochs
     best_epoch: the epoch (from 1) whose parameters early stopping restored; None without
+    skipped: the (epoch, step), both from 1, that were left out for a NaN or inf; their losses are NaN
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -56,6 +59,7 @@ class History:
     interrupted: bool = False
     stopped_early: bool = False
     best_epoch: int | None = None
+    skipped: list[tuple[int, int]] = field(default_factory=list)
 
 
 def fit(
@@ -79,6 +83,7 @@ def fit(
     ranks: Ranks | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
+    on_nonfinite: str = "stop",
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> History:
@@ -105,13 +110,20 @@ def fit(
     ranks: the processes that train together, from :func:`handgrad.distributed.ranks.join`
     progress: go on where this says, with the optimizer's state of that place (see :mod:`handgrad.resume`)
     checkpoints: written as it says, between two steps
+    on_nonfinite: what to do at a NaN or inf in a loss or gradient: "stop" with
+        :class:`handgrad.nonfinite.NonFiniteError`, "skip" the step (``History.skipped``), or "ignore" it
     on_step: called as ``on_step(step, steps, loss)`` some 50 times an epoch; ``loss()`` waits for the device
         and gives the mean loss of the steps since the last call
     on_epoch: called with the new row of the history
 
     Ctrl-C ends the training: the history so far is returned with ``interrupted`` set.
-    Raises ``ValueError`` in one line for data or settings that do not fit.
+    Raises ``ValueError`` in one line for data or settings that do not fit, ``NonFiniteError`` (a
+    ``RuntimeError``) that names step, layer and batch.
     """
+    if on_nonfinite not in nonfinite.CHOICES:
+        raise ValueError(
+            f"on_nonfinite: expected one of {', '.join(nonfinite.CHOICES)}, got {on_nonfinite!r}"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected an SGD, Adam or AdamW object, got {optimizer!r}")
     batch_size, epochs = _count(batch_size, "batch_size"), _count(epochs, "epochs")
@@ -141,6 +153,9 @@ def fit(
     if shards > 1 or ranks.size > 1:
         steps = sharded = ShardedSteps(net, shards, ranks)
         running = sharded.running()
+    if on_nonfinite != "ignore":
+        steps = guarded = GuardedSteps(steps, net, on_nonfinite, progress)
+        history.skipped = guarded.skipped
     try:
         with net.device, running:
             if checkpoints is not None:
@@ -151,10 +166,11 @@ def fit(
                     steps, source, batch_size, optimizer, clip_norm, on_step, progress, checkpoints
                 )
                 (losses,), seconds = progress.losses, progress.seconds
+                taken = ~np.isnan(losses) if on_nonfinite == "skip" else np.full(len(losses), True)
                 found = evaluate_samples(net, held_out, ranks) if held_out is not None else None
                 row: dict[str, Any] = {
                     "epoch": progress.epoch + 1,
-                    "train_loss": _over_samples(net, losses, len(source), batch_size),
+                    "train_loss": _over_samples(net, losses, len(source), batch_size, taken),
                     "validation_loss": found.loss if found else None,
                     "validation_accuracy": found.accuracy if found else None,
                     "learning_rate": optimizer.lr,
@@ -187,12 +203,15 @@ def epoch_order(
     return streamed_order(N, block_rows or max(N, 1), seed, epoch, shuffle)
 
 
-def _over_samples(net: MLP, losses: NDArray[np.float64], N: int, batch_size: int) -> float:
+def _over_samples(
+    net: MLP, losses: NDArray[np.float64], N: int, batch_size: int, taken: NDArray[np.bool_]
+) -> float:
     """The mean over all samples of batch means, the last of which may be short; or the sum of batch sums."""
+    samples = np.full(len(losses), batch_size)
+    samples[-1] = N - (len(losses) - 1) * batch_size
     if net.reduction == "sum":
-        return float(losses.sum())
-    full, last = losses[:-1], losses[-1]
-    return float((full.sum() * batch_size + last * (N - len(full) * batch_size)) / N)
+        return float(losses[taken].sum())
+    return float((losses * samples)[taken].sum() / samples[taken].sum())
 
 
 class _EarlyStopping:

@@ -32,6 +32,12 @@ class Schedule(StrEnum):
     cosine = "cosine"
 
 
+class OnNonfinite(StrEnum):
+    stop = "stop"
+    skip = "skip"
+    ignore = "ignore"
+
+
 class Dtype(StrEnum):
     float32 = "float32"
     float64 = "float64"

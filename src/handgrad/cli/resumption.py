@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from handgrad.datasets import Dataset
     from handgrad.distributed.ranks import Ranks
 
-# What may be said anew with --resume: it changes no bit of the result, or (--device) is asked for knowingly.
-FREE = ("device", "kernels", "checkpoint_every", "no_plot", "quiet", "as_json", "resume")
+# What may be said anew with --resume: it changes no bit of the result, or (--device, --on-nonfinite) is asked
+# for knowingly.
+FREE = ("device", "kernels", "checkpoint_every", "on_nonfinite", "no_plot", "quiet", "as_json", "resume")
 # What the run's folder does not keep.
 FORGOTTEN = ("resume", "out_directory", "quiet", "as_json")
 _KINDS = {
@@ -30,6 +31,7 @@ _KINDS = {
     "loss": choices.Loss,
     "optimizer": choices.Optimizer,
     "schedule": choices.Schedule,
+    "on_nonfinite": choices.OnNonfinite,
     "dtype": choices.Dtype,
     "task": choices.Task,
     "init": Path,

@@ -93,7 +93,9 @@ class RunDirectory:
         try:
             config = json.loads(self.config.read_text())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.config}: not valid JSON ({str(error)[:200]}); the run is damaged") from None
+            raise ValueError(
+                f"{self.config}: not valid JSON ({str(error)[:200]}); the run is damaged"
+            ) from None
         if not isinstance(config, dict):
             raise ValueError(f"{self.config}: expected a JSON object, got {type(config).__name__}")
         return config

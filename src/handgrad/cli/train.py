@@ -117,6 +117,14 @@ def train(
             "on N, not on the number of ranks under mpiexec or srun. Default: 4; on one GPU: 1.",
         ),
     ] = None,
+    on_nonfinite: Annotated[
+        choices.OnNonfinite,
+        typer.Option(
+            "--on-nonfinite",
+            help="At a NaN or inf in a loss or gradient: stop and name step, layer and batch, skip the step, "
+            "or ignore it.",
+        ),
+    ] = choices.OnNonfinite.stop,
     checkpoint_every: Annotated[
         str,
         typer.Option(
@@ -183,11 +191,13 @@ def train(
         describe_run,
         draw_curves,
         headline,
+        nonfinite_line,
         print_summary,
         summarize,
     )
     from handgrad.distributed import agreement
     from handgrad.distributed.ranks import DEFAULT_SHARDS, device_of, join
+    from handgrad.nonfinite import NonFiniteError
     from handgrad.resume import Checkpoints, Every, Progress, restore
     from handgrad.training import fit
 
@@ -303,9 +313,12 @@ def train(
                     ranks=ranks,
                     progress=progress,
                     checkpoints=checkpoints,
+                    on_nonfinite=on_nonfinite.value,
                     on_step=on_step,
                     on_epoch=on_epoch,
                 )
+            except NonFiniteError as error:
+                raise RuntimeError(nonfinite_line(error, rule.lr, directory)) from error
             except RuntimeError:
                 interrupt.check()  # Ctrl-C ends a compiler that is at work, too: that is no failure
                 raise

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from handgrad.cli.run_directory import RunDirectory
     from handgrad.datasets import Dataset, Split
     from handgrad.network import MLP
+    from handgrad.nonfinite import NonFiniteError
     from handgrad.ops.optimizer import Optimizer
     from handgrad.training import History
 
@@ -137,8 +138,18 @@ def summarize(
         "test_accuracy": accuracy,
         "test_samples": len(split.test),
         "seconds": seconds,
+        "skipped_steps": len(history.skipped),
         "history": history.rows,
     }
+
+
+def nonfinite_line(error: NonFiniteError, lr: float, directory: RunDirectory | None) -> str:
+    """What a NaN or inf ended, in the words of the command line."""
+    kept = ""
+    if directory is not None:
+        run = shlex.quote(short_path(directory.path))
+        kept = f"; the last good checkpoint is kept: handgrad train --resume {run} --on-nonfinite skip"
+    return f"{error.place}; train with a smaller --lr (it was {lr:g}), or with --clip-norm 1{kept}"
 
 
 def print_summary(out: Console, report: dict[str, Any], epochs: int) -> None:
@@ -164,5 +175,7 @@ def print_summary(out: Console, report: dict[str, Any], epochs: int) -> None:
     figures = f"test loss {report['test_loss']:.4f}"
     if accuracy is not None:
         figures = f"test accuracy {accuracy:.2%} ({figures})"
+    if report["skipped_steps"]:
+        say(f"{report['skipped_steps']} steps were skipped for a NaN or inf in them")
     say(f"{figures} on {report['test_samples']:,} samples, after {report['seconds']:.1f} s of training")
     say(f"the run is in {run}; look closer with: handgrad evaluate {run}")
