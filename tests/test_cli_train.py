@@ -318,9 +318,11 @@ def test_held_out_samples_are_no_training_samples():
 
 
 def test_a_loss_that_blows_up_ends_the_run():
-    line = refused(
-        "train", "--data", numbers_csv(), "--lr", "1e6", "--quiet", "--device", "cpu", "--out", "run", code=1
-    )
+    arguments = ("train", "--data", numbers_csv(), "--lr", "1e6", "--quiet", "--device", "cpu", "--out")
+    line = refused(*arguments, "named", code=1)
+    assert "epoch 1, step " in line
+    assert "--lr (it was 1e+06)" in line
+    line = refused(*arguments, "run", "--on-nonfinite", "ignore", code=1)
     assert "--lr" in line
     assert "1e+06" in line
     assert metrics("run")[-1]["train_loss"] is None  # JSON has no nan
