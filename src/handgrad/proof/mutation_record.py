@@ -23,8 +23,8 @@ from handgrad.proof.mutation_operators import Mutant
 RECORD = Path(__file__).with_name("mutation_record.json")
 REASONS = Path(__file__).with_name("mutation_survivors.toml")
 
-Identity = tuple[str, str, int, str, str, str]  # of a mutant
-KEYS = ("file", "context", "column", "operator", "before", "after")  # what it is made of
+Identity = tuple[str, str, int, int, str, str, str]  # of a mutant
+KEYS = ("file", "context", "occurrence", "column", "operator", "before", "after")  # what it is made of
 
 
 @dataclass(frozen=True)
