@@ -105,39 +105,11 @@ def launch(
     instead = _instead.get()
     if instead is not None:
         return instead(source, expression, grid, block, args, shared, cooperative)
-    loaded(source, expression)(grid, block, args, shared, cooperative)
-
-
-def launch_filled(
-    source: Path,
-    expression: str,
-    grid: Sequence[int],
-    block: Sequence[int],
-    args: Sequence[Any],
-    shared: int,
-    cooperative: bool,
-) -> None:
-    """:func:`launch`, for :func:`launch_through`; a block must have all threads that its launch bounds name.
-
-    ptxas allots registers for as many threads as they say: a larger bound costs registers or occupancy.
-    """
-    kernel = loaded(source, expression)
-    threads = math.prod(block)
-    if kernel.launch_bound not in (0, threads):
-        raise LaunchError(
-            f"{kernel.name}: block {tuple(block)} has {threads} threads: "
-            f"its __launch_bounds__ say {kernel.launch_bound}; make the two the same"
-        )
-    kernel(grid, block, args, shared, cooperative)
-
-
-def loaded(source: Path, expression: str) -> CompiledKernel:
-    """The kernel, built and loaded once."""
     key = (str(source), expression, current_settings().arch)
     kernel = _kernels.get(key)
     if kernel is None:
         kernel = _kernels[key] = CompiledKernel(source, expression)
-    return kernel
+    kernel(grid, block, args, shared, cooperative)
 
 
 _kernels: dict[tuple[str, str, str], CompiledKernel] = {}
@@ -152,6 +124,27 @@ def launch_through(function: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         _instead.reset(token)
+
+
+def launch_filled(
+    source: Path, expression: str, grid: Sequence[int], block: Sequence[int], *rest: Any
+) -> None:
+    """:func:`launch`, for :func:`launch_through`; a block must have all threads that its launch bounds name.
+
+    ptxas allots registers for as many threads as they say: a larger bound costs registers or occupancy.
+    """
+    token = _instead.set(None)
+    try:
+        launch(source, expression, grid, block, *rest)
+    finally:
+        _instead.reset(token)
+    kernel = _kernels[str(source), expression, current_settings().arch]
+    threads = math.prod(block)
+    if kernel.launch_bound not in (0, threads):
+        raise LaunchError(
+            f"{kernel.name}: block {tuple(block)} has {threads} threads: "
+            f"its __launch_bounds__ say {kernel.launch_bound}; make the two the same"
+        )
 
 
 def reload_kernels() -> None:

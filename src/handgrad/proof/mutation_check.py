@@ -5,8 +5,8 @@ DIR is a copy of ``kernels/`` in which FILE has been changed.  In this order, ch
 1. The machine code of every kernel that includes FILE is compared with the original's, some instantiations
    before the others.  A kernel whose code differs is checked at once, up to the first case that fails.
 2. Where no instantiation differs the mutant is equivalent.
-3. The kernels that try what FILE promises as a header (``proof/headers``) are sanitized, then those whose code
-   differs; last these are checked over the whole grid.
+3. The kernels that try what FILE promises as a header (``proof/headers``) are sanitized, then those whose
+   code differs; last these are checked over the whole grid.
 
 This process may hang or die of what it runs, so another one watches it (``mutation.py``).  It writes lines of
 JSON: before each step {"step", "limit"} with the seconds that the step may take, and whether the mutant runs

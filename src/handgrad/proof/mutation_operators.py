@@ -77,6 +77,7 @@ class Mutant:
     before: str
     after: str
     context: str  # the whole line, stripped
+    occurrence: int = 1  # which of the lines of the file that read so, from 1
 
     def apply(self, source: str) -> str:
         """The mutant's source; ``ValueError`` where ``before`` is not in its place."""
@@ -87,9 +88,10 @@ class Mutant:
         return source[:start] + self.after + source[start + len(self.before) :]
 
     @property
-    def identity(self) -> tuple[str, str, int, str, str, str]:
-        """What stays the same where lines above are added or taken away."""
-        return (self.file, self.context, self.column, self.operator, self.before, self.after)
+    def identity(self) -> tuple[str, str, int, int, str, str, str]:
+        """What stays the same where other lines are added or taken away."""
+        place = (self.file, self.context, self.occurrence, self.column)
+        return (*place, self.operator, self.before, self.after)
 
     def __str__(self) -> str:
         change = f"{one_line(self.before)!r} -> {one_line(self.after)!r}"
@@ -107,12 +109,15 @@ def mutants_of(folder: Path, files: Sequence[str]) -> list[Mutant]:
     for file in files:
         source = (folder / file).read_text(encoding="utf-8")
         starts = [0, *(match.end() for match in re.finditer("\n", source))]
+        lines = [text.strip() for text in source.split("\n")]
         for operator, start, end, after in sorted(set(changes(source)), key=_order):
             line = bisect_right(starts, start)
-            context = source[starts[line - 1] :].split("\n", 1)[0].strip()
+            context = lines[line - 1]
+            occurrence = lines[:line].count(context)
             column = start - starts[line - 1] + 1
             before = source[start:end]
-            found.append(Mutant(len(found) + 1, file, line, column, operator, before, after, context))
+            place = (len(found) + 1, file, line, column)
+            found.append(Mutant(*place, operator, before, after, context, occurrence))
     return found
 
 

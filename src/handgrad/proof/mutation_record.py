@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handgrad.proof.mutation import Verdict, all_mutants
+from handgrad.proof.mutation_check import CAUGHT
 from handgrad.proof.mutation_operators import Mutant
 
 RECORD = Path(__file__).with_name("mutation_record.json")
 REASONS = Path(__file__).with_name("mutation_survivors.toml")
 
-Identity = tuple[str, str, int, str, str, str]  # of a mutant
-KEYS = ("file", "context", "column", "operator", "before", "after")  # what it is made of
+Identity = tuple[str, str, int, int, str, str, str]  # of a mutant
+KEYS = ("file", "context", "occurrence", "column", "operator", "before", "after")  # what it is made of
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def recorded(mutants: Sequence[Mutant]) -> list[Mutant]:
 
 
 def sample(seed: int, count: int) -> list[Mutant]:
-    """A few mutants of the record, for a run by the seed of the day."""
-    return random.Random(seed).sample(recorded(all_mutants()), count)
+    """A few mutants that were caught, for a run by the seed of the day."""
+    caught = {line.identity for line in read() if line.verdict == CAUGHT}
+    return random.Random(seed).sample([one for one in all_mutants() if one.identity in caught], count)
 
 
 @functools.cache
