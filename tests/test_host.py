@@ -175,8 +175,11 @@ def test_any_layout_of_x(monkeypatch, parts):
         loss, gradients = net.loss_and_grad(laid_out, y, input_grad=True)
         for key in ("W1", "b1", "W2", "b2", "X"):
             assert_within(gradients[f"d{key}" if key == "X" else key], bounds[f"d{key}"], f"{name} d{key}")
-        losses = net.train_epoch(laid_out, y, order, 17, hg.SGD(0.1))
-        np.testing.assert_allclose(losses, [loss], rtol=1e-14, err_msg=name)
+        expected = [loss, net.loss(X[order[:9]], y[order[:9]])]
+        for rows, value in zip((order, order[:9]), expected, strict=True):
+            net.load_parameters(parameters)
+            losses = net.train_epoch(laid_out, y, rows, 17, hg.SGD(0.1))
+            np.testing.assert_allclose(losses, [value], rtol=1e-14, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -363,6 +366,20 @@ def test_a_step_allocates_nothing(monkeypatch, loss, output):
                 tracemalloc.stop()
             # an epoch makes its order as int32 and int64 (12 KiB here), once
             assert grown < 8192 + 16384 * (name != "step"), (activation, name, grown)
+
+
+def test_rows_of_strided_data_are_picked_without_copying_all_of_them():
+    X = np.zeros((20_000, 64), np.float32)[:, ::2]
+    y = np.zeros((20_000, 1), np.float32)
+    net = MLP([32, 4, 1], device="cpu")
+    order, optimizer = np.arange(256), hg.SGD(0.1)
+    net.train_epoch(X, y, order, 64, optimizer)
+    tracemalloc.start()
+    try:
+        net.train_epoch(X, y, order, 64, optimizer)
+        assert tracemalloc.get_traced_memory()[1] < X.nbytes / 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_training_with_a_fork_in_between():
