@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -297,14 +298,54 @@ def test_errors_and_interrupts_leave_the_threads_usable():
         raise KeyboardInterrupt
 
     done = []
-    for functions, error in (
-        ([fail, interrupt], RuntimeError),
-        ([lambda: done.append(0), interrupt], KeyboardInterrupt),
-    ):
+    interrupted = [lambda: done.append(0), interrupt]
+    for functions, error in (([fail, interrupt], RuntimeError), (interrupted, KeyboardInterrupt)):
         with pytest.raises(error):
             threads.run(functions)
     threads.run([lambda: done.append(1), lambda: done.append(2), lambda: done.append(3)])
     assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_every_function_is_called_once_and_over_on_return():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        number = int(random.integers(1, 6))
+        begun, ended = [], []
+
+        def work(k, seconds, begun=begun, ended=ended):
+            begun.append(k)
+            time.sleep(seconds)
+            ended.append(k)
+
+        threads.run([functools.partial(work, k, random.random() * 1e-3) for k in range(number)])
+        assert sorted(begun) == sorted(ended) == list(range(number))
+
+
+def test_the_caller_waits_for_nobody_who_has_not_begun(monkeypatch):
+    """A thread that does not wake, as on a busy machine: its function is taken over."""
+    threads.run([lambda: None] * 2)  # the threads are there
+    monkeypatch.setattr(threads._Worker, "give", lambda self, job: None)
+    callers = []
+    threads.run([lambda: callers.append(threading.get_ident())] * 4)
+    assert callers == [threading.get_ident()] * 4
+
+
+def test_a_function_that_runs_elsewhere_is_waited_for_also_after_an_interrupt():
+    begun, release, ended = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        release.wait(10)
+        ended.append(True)
+
+    def interrupt():
+        assert begun.wait(10)
+        threading.Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run([interrupt, slow, lambda: None])
+    assert ended == [True]
 
 
 def test_numpy_s_error_state_reaches_every_thread(monkeypatch):
