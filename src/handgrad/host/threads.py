@@ -1,4 +1,4 @@
-"""A few threads that stay: ``run(functions)`` calls each function once, side by side where there are cores.
+"""A few threads that stay: ``run`` calls each of some functions once, side by side where there are cores.
 
 NumPy lets go of the interpreter inside its loops and products, so these threads work at the same time.  Who
 runs what has no influence on the numbers, so the calling thread waits for nobody who has not begun: once done
@@ -116,17 +116,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def run(functions: Sequence[Work]) -> None:
-    """Call every function and return when all are done; the first error in order is raised.
+def run(functions: Sequence[Work], threads: int) -> None:
+    """Call every function, in up to ``threads`` threads with the caller's, and return when all are done.
 
-    Where the threads are taken by another caller, the calling thread runs all functions itself.
+    The first error in order is raised.  Where the threads are taken by another caller, the calling thread
+    runs all functions itself.
     """
     job = _Job(functions)
-    if len(functions) > 1 and _taken.acquire(blocking=False):
+    helpers = min(threads, len(functions)) - 1
+    if helpers > 0 and _taken.acquire(blocking=False):
         try:
-            while len(_workers) < len(functions) - 1:
+            while len(_workers) < helpers:
                 _workers.append(_Worker())
-            for worker in _workers[: len(functions) - 1]:
+            for worker in _workers[:helpers]:
                 worker.give(job)
             job.lead()
         finally:
