@@ -1,8 +1,8 @@
 """The step of a network on the CPU: rows shared among threads, which work through blocks that stay in cache.
 
 The rows are divided into parts and the parts into blocks, as the shape and the machine have it, and sums are
-formed in the order of the rows: the same bits on every run, with any number of threads.  BLAS is held to one thread
-meanwhile, since the rows are already shared out.
+formed in the order of the rows: the same bits on every run, with any number of threads.  BLAS is held to one
+thread meanwhile, since the rows are already shared out.
 """
 
 from __future__ import annotations
