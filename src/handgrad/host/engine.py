@@ -23,7 +23,6 @@ from handgrad.ops.optimizer import Optimizer
 from handgrad.parameters import FlatParameters
 
 KEPT_PLANS = 64
-EVEN = 16  # rows: a block is a multiple of it where it can be
 Ranges = tuple[tuple[tuple[int, int], ...], ...]
 
 
@@ -111,7 +110,6 @@ class Engine:
 
 
 def _blocks(start: int, stop: int, most: int) -> tuple[tuple[int, int], ...]:
-    """Rows start .. stop-1 in as few blocks of at most ``most`` as there must be, of nearly equal size."""
-    number = -(-(stop - start) // most)
-    rows = min(most, -(-(stop - start) // (number * EVEN)) * EVEN)
+    """Rows start .. stop-1 in even blocks of at most ``most``."""
+    rows = arrangement.even_block(most, stop - start)
     return tuple((begin, min(begin + rows, stop)) for begin in range(start, stop, rows))
