@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -30,7 +31,7 @@ HEADS = [("mse", output) for output in activation_op.NAMES] + [
 
 def forced(monkeypatch, parts=1, block=7, tile=0):
     """Have the engine work in ``parts`` parts, in blocks of ``block`` rows and tiles of ``tile``."""
-    monkeypatch.setattr(arrangement, "parts", lambda rows, flops: max(1, min(parts, rows)))
+    monkeypatch.setattr(arrangement, "parts", lambda rows, *rest: max(1, min(parts, rows)))
     monkeypatch.setattr(
         arrangement,
         "cut",
@@ -175,8 +176,11 @@ def test_any_layout_of_x(monkeypatch, parts):
         loss, gradients = net.loss_and_grad(laid_out, y, input_grad=True)
         for key in ("W1", "b1", "W2", "b2", "X"):
             assert_within(gradients[f"d{key}" if key == "X" else key], bounds[f"d{key}"], f"{name} d{key}")
-        losses = net.train_epoch(laid_out, y, order, 17, hg.SGD(0.1))
-        np.testing.assert_allclose(losses, [loss], rtol=1e-14, err_msg=name)
+        expected = [loss, net.loss(X[order[:9]], y[order[:9]])]
+        for rows, value in zip((order, order[:9]), expected, strict=True):
+            net.load_parameters(parameters)
+            losses = net.train_epoch(laid_out, y, rows, 17, hg.SGD(0.1))
+            np.testing.assert_allclose(losses, [value], rtol=1e-14, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -221,7 +225,7 @@ def test_the_same_bits_whoever_works(monkeypatch):
     X = X.astype(np.float32)
     nets = [network_on("cpu", config, parameters, "float32") for _ in range(3)]
     expected = bits(nets[0], X, y)
-    monkeypatch.setattr(threads, "run", lambda functions: [function() for function in reversed(functions)])
+    monkeypatch.setattr(threads, "run", lambda functions, number: [f() for f in reversed(functions)])
     assert bits(nets[0], X, y) == expected
     monkeypatch.undo()
     forced(monkeypatch, 3, block=16)
@@ -269,6 +273,37 @@ def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch
             assert trained(make, frozen) == single
 
 
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, number):
+    def trained():
+        net = MLP([300, 96, 4], loss="cross_entropy", device="cpu", seed=1)
+        optimizer = hg.Adam(0.01)
+        losses = [net.train_step(X, y, optimizer).tobytes() for _ in range(3)]
+        return b"".join(losses) + net.flat_parameters.flat.tobytes() + bits(net, X, y)
+
+    random = np.random.default_rng(4)
+    X, y = random.random((4096, 300), dtype=np.float32), random.integers(0, 4, 4096)
+    sizes, bytes_ = (300, 96, 4), 4 * 300 * 96
+    monkeypatch.setattr(blas, "machine_cores", lambda: 4)
+    assert arrangement.parts(4096, 4096 * arrangement.row_flops(sizes), bytes_) == 4
+    expected = trained()
+    monkeypatch.setattr(blas.Blas, "threads", lambda self: number)
+    monkeypatch.setattr(blas, "cores", lambda: number)
+    assert trained() == expected
+
+
+def test_parts_follow_from_the_shape(monkeypatch):
+    monkeypatch.setattr(blas, "machine_cores", lambda: 8)
+    assert arrangement.parts(64, 1e7, 10**5) == 1
+    assert arrangement.parts(128, 1.05e8, 800_000) == 2
+    assert arrangement.parts(50_000, 7.9e9, 160_000) == 8
+    assert arrangement.parts(1024, 8.4e8, 800_000) == 4
+    assert arrangement.parts(50_000, 7.9e12, arrangement.MOST_GRADIENT_BYTES // 4) == 1
+    assert arrangement.parts(31, 7.9e12, 100) in (1, 2)
+    for rows in (1, 2, 31, 32, 64, 1000, 3000, 10**6):
+        assert 1 <= arrangement.parts(rows, rows * 1e6, 10**5) <= min(rows, 8)
+
+
 def test_a_label_out_of_range_is_named_by_its_sample(monkeypatch):
     net = MLP([3, 4, 2], loss="cross_entropy", device="cpu")
     X, y = np.ones((20, 3), np.float32), np.zeros(20, int)
@@ -294,14 +329,54 @@ def test_errors_and_interrupts_leave_the_threads_usable():
         raise KeyboardInterrupt
 
     done = []
-    for functions, error in (
-        ([fail, interrupt], RuntimeError),
-        ([lambda: done.append(0), interrupt], KeyboardInterrupt),
-    ):
+    interrupted = [lambda: done.append(0), interrupt]
+    for functions, error in (([fail, interrupt], RuntimeError), (interrupted, KeyboardInterrupt)):
         with pytest.raises(error):
-            threads.run(functions)
-    threads.run([lambda: done.append(1), lambda: done.append(2), lambda: done.append(3)])
+            threads.run(functions, 2)
+    threads.run([lambda: done.append(1), lambda: done.append(2), lambda: done.append(3)], 3)
     assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_every_function_is_called_once_and_over_on_return():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        number = int(random.integers(1, 6))
+        begun, ended = [], []
+
+        def work(k, seconds, begun=begun, ended=ended):
+            begun.append(k)
+            time.sleep(seconds)
+            ended.append(k)
+
+        threads.run([functools.partial(work, k, random.random() * 1e-3) for k in range(number)], number)
+        assert sorted(begun) == sorted(ended) == list(range(number))
+
+
+def test_the_caller_waits_for_nobody_who_has_not_begun(monkeypatch):
+    """A thread that does not wake, as on a busy machine: its function is taken over."""
+    threads.run([lambda: None] * 2, 2)  # the threads are there
+    monkeypatch.setattr(threads._Worker, "give", lambda self, job: None)
+    callers = []
+    threads.run([lambda: callers.append(threading.get_ident())] * 4, 4)
+    assert callers == [threading.get_ident()] * 4
+
+
+def test_a_function_that_runs_elsewhere_is_waited_for_also_after_an_interrupt():
+    begun, release, ended = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        release.wait(10)
+        ended.append(True)
+
+    def interrupt():
+        assert begun.wait(10)
+        threading.Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run([interrupt, slow, lambda: None], 2)
+    assert ended == [True]
 
 
 def test_numpy_s_error_state_reaches_every_thread(monkeypatch):
@@ -365,6 +440,20 @@ def test_a_step_allocates_nothing(monkeypatch, loss, output):
             assert grown < 8192 + 16384 * (name != "step"), (activation, name, grown)
 
 
+def test_rows_of_strided_data_are_picked_without_copying_all_of_them():
+    X = np.zeros((20_000, 64), np.float32)[:, ::2]
+    y = np.zeros((20_000, 1), np.float32)
+    net = MLP([32, 4, 1], device="cpu")
+    order, optimizer = np.arange(256), hg.SGD(0.1)
+    net.train_epoch(X, y, order, 64, optimizer)
+    tracemalloc.start()
+    try:
+        net.train_epoch(X, y, order, 64, optimizer)
+        assert tracemalloc.get_traced_memory()[1] < X.nbytes / 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_training_with_a_fork_in_between():
     """A child process has none of the parent's threads."""
     if not hasattr(os, "fork"):
@@ -375,7 +464,7 @@ warnings.simplefilter("ignore")
 import numpy as np
 from handgrad.host import arrangement, threads
 from handgrad.network import MLP
-arrangement.parts = lambda rows, flops: 2
+arrangement.parts = lambda rows, *rest: 2
 net = MLP([8, 6, 1], device="cpu")
 X, y = np.ones((64, 8), np.float32), np.ones((64, 1), np.float32)
 before = net.loss_and_grad(X, y)[1].flat.tobytes()
@@ -409,7 +498,7 @@ def test_agreement_with_step_by_step_on_a_real_size(monkeypatch):
     X32 = X.astype(np.float32)
     _, stepwise = net.loss_and_grad(X32, y, intermediates=True)
     for parts in (1, 2):
-        monkeypatch.setattr(arrangement, "parts", lambda rows, flops, parts=parts: parts)
+        monkeypatch.setattr(arrangement, "parts", lambda *rest, parts=parts: parts)
         _, blocks = net.loss_and_grad(X32, y)
         for name in net.parameters:
             expected = Bounded(stepwise[name].astype(np.float64), 2 * bounds[f"d{name}"].error)

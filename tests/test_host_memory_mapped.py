@@ -24,7 +24,7 @@ y = np.load(path + ".y.npy")
 net = hg.MLP([X.shape[1], 32, 10], loss="cross_entropy", device="cpu", seed=1)
 optimizer = hg.SGD(0.1)
 scale = 1 / 255 if X.dtype == np.uint8 else 1.0
-arrangement.parts = lambda rows, flops: 2 if rows >= 64 else 1
+arrangement.parts = lambda rows, *rest: 2 if rows >= 64 else 1
 
 def status(name):
     return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -117,9 +117,9 @@ class MLP:
             shapes = parameter_shapes(self.sizes, self.bias)
             self.flat_parameters = FlatParameters(shapes, self.dtype, self.xp)
             self.load_parameters(initial_values(shapes, init, self.seed))
+        self._engine: Engine | None = None  # on the CPU, made by the first step
         self._workspace = Workspace()
         self._step_gradients: Gradients | None = None
-        self._engine: Engine | None = None  # on the CPU, made by the first step
         self.path, self.matmul = path, matmul
         self._planned = planned_training(self)
 

@@ -18,10 +18,13 @@ from handgrad.host import blas, remembered
 SMALL_PRODUCT = 1_000_000
 FORWARD_TILES = (48, 24, 12, 8, 4)  # rows that its kernels take without a remainder
 INPUT_TILES = (64, 32, 16, 8, 4)
-WEIGHT_TILES = range(64, 7, -4)
+WEIGHT_TILES = range(64, 11, -2)  # fewer are slower than a packed product
 LEAST_BLOCK, MOST_BLOCK = 96, 4096
-PART_FLOPS = 2.5e7  # below as many a thread, waking another thread costs more than it saves
+EVEN = 16  # a block is a multiple of as many rows where it can be
+PART_FLOPS = 2.5e7  # below as many a part, waking another thread costs more than it saves
 PART_ROWS = 32
+LONG_PART_ROWS = 256  # of each part where there are more than two
+MOST_GRADIENT_BYTES = 64 * 2**20  # of all parts together; larger networks leave threads to BLAS
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,17 @@ def rule(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
     block = max(LEAST_BLOCK, min(MOST_BLOCK, 2 * l2 // row_bytes // 48 * 48))
     if not all(tiled):  # packed products pay for themselves on many rows
         block = min(MOST_BLOCK, 4 * block)
-    block = max(1, min(block, rows))
+    block = even_block(max(1, min(block, rows)), rows)
     forward = tuple(_fit(FORWARD_TILES, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
     inputs = tuple(_fit(INPUT_TILES, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
     weight = tuple(_divide(d, block * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
     return Cut(block, forward, weight, inputs)
+
+
+def even_block(most: int, rows: int) -> int:
+    """At most ``most`` rows, so that ``rows`` make blocks of nearly equal size, as few as there must be."""
+    number = -(-rows // most)
+    return min(most, -(-rows // (number * EVEN)) * EVEN)
 
 
 def _fit(tiles: Sequence[int], multiplications: int) -> int:
@@ -91,11 +100,16 @@ def row_flops(sizes: tuple[int, ...]) -> int:
     return 2 * (3 * products - sizes[0] * sizes[1])
 
 
-def parts(rows: int, flops: float) -> int:
-    """Over how many threads to share a step."""
-    library = blas.find()
-    threads = min(library.threads(), blas.cores())
-    return int(max(1, min(threads, rows // PART_ROWS, flops // PART_FLOPS)))
+def parts(rows: int, flops: float, parameter_bytes: int) -> int:
+    """Into how many parts to divide a step.
+
+    It follows from the shape and from the cores of the machine, not from how many threads there are at the
+    moment, so that the bits do not depend on those.  Every part has a gradient of its own, and adding them up
+    has to stay cheap beside the products.
+    """
+    most = min(blas.machine_cores(), max(min(rows // PART_ROWS, 2), rows // LONG_PART_ROWS))
+    number = int(max(1, min(most, flops // PART_FLOPS)))
+    return number if number * parameter_bytes <= MOST_GRADIENT_BYTES else 1
 
 
 @functools.cache

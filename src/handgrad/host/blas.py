@@ -38,7 +38,7 @@ class Blas:
         return self.name == "openblas" and self.architecture in SMALL_PRODUCTS
 
     def threads(self) -> int:
-        """How many threads a call would take; 1 where that is not known."""
+        """How many threads a call would take (without :meth:`hold`); 1 where that cannot be controlled."""
         if not self.controllable:
             return 1
         with self._lock:
@@ -82,6 +82,11 @@ def find() -> Blas:
         controllable,
         library,
     )
+
+
+def machine_cores() -> int:
+    """The cores of the machine, whoever may use them."""
+    return os.cpu_count() or 1
 
 
 def cores() -> int:

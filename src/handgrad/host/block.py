@@ -58,7 +58,7 @@ class Block:
         cut: Cut,
         parameters: Views,
         gradients: Views,
-        added: Views,
+        added: Views | None,
         memory: Memory,
     ) -> None:
         self.layout, self.n, self.cut = layout, n, cut
@@ -83,12 +83,13 @@ class Block:
         for layer in range(2, L + 1):
             self.forward_calls += self._forward_product(layer).calls(self.A[layer - 2])
             self.forward_calls += self._after_product(layer)
-        self.last_products = {True: self._weight_product(1, gradients), False: self._weight_product(1, added)}
-        self.backward_calls = {
-            True: self._backward(gradients, None),
-            False: self._backward(added, gradients),
-        }
-        self.sums: list[Call] = [(np.add, (gradients["W1"], added["W1"], gradients["W1"]))]
+        self.last_products = {True: self._weight_product(1, gradients)}
+        self.backward_calls = {True: self._backward(gradients, None)}
+        self.sums: list[Call] = []
+        if added is not None:
+            self.last_products[False] = self._weight_product(1, added)
+            self.backward_calls[False] = self._backward(added, gradients)
+            self.sums = [(np.add, (gradients["W1"], added["W1"], gradients["W1"]))]
 
     # ---- forward
 

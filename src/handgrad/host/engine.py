@@ -1,8 +1,8 @@
 """The step of a network on the CPU: rows shared among threads, which work through blocks that stay in cache.
 
-Which thread takes which rows, and the order in which sums are added up, depend on the shape and the number of
-threads alone: the same bits on every run.  BLAS is held to one thread meanwhile, since the rows are already
-shared out.
+The rows are divided into parts and the parts into blocks, as the shape and the machine have it, and sums are
+formed in the order of the rows: the same bits on every run, with any number of threads.  BLAS is held to one
+thread meanwhile, since the rows are already shared out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from handgrad.ops.optimizer import Optimizer
 from handgrad.parameters import FlatParameters
 
 KEPT_PLANS = 64
-EVEN = 16  # rows: a block is a multiple of it where it can be
 Ranges = tuple[tuple[tuple[int, int], ...], ...]
 
 
@@ -35,8 +34,10 @@ class Engine:
         self.gradients = parameters.like()
         self.parts = [Part(layout, parameters, self.gradients)]
         self.row_flops = arrangement.row_flops(layout.sizes)
-        self._plans: dict[tuple[int, int], tuple[arrangement.Cut, Ranges]] = {}
+        self._plans: dict[int, tuple[arrangement.Cut, Ranges]] = {}
         self._blas = blas.find()
+        self._threads = 1  # of the step under way
+        self._cores = blas.cores()
         self.working: list[Part] = []  # whose gradients make up those of the last step
         self._updates: dict[int, Update] = {}  # by the number of parts
 
@@ -54,7 +55,7 @@ class Engine:
         if update is None or not update.fits(optimizer):
             update = Update(optimizer, self.parameters, self.working)
             self._updates[len(self.working)] = update
-        update.run(clip_norm)
+        update.run(clip_norm, self._threads)
         return value
 
     def _run(self, rows: Rows, backward: bool, dX: NDArray[Any] | None) -> NDArray[Any]:
@@ -65,15 +66,17 @@ class Engine:
             self.working = self.parts[:1]
             self.gradients.flat[...] = 0
             return np.asarray(0.0 * scale, dtype=self.layout.dtype)
-        held = self._blas.controllable
+        cut, ranges = self._plan(N)
+        while len(self.parts) < len(ranges):
+            self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
+        parts = self.working = self.parts[: len(ranges)]
+        factor = None if scale == 1.0 else self.layout.dtype.type(scale)
+        self._threads = min(self._blas.threads(), self._cores, len(parts))
+        # One part that is large (a huge network, or few rows of a wide one) leaves threads to BLAS.
+        held = self._blas.controllable and (len(parts) > 1 or N * self.row_flops < 2 * arrangement.PART_FLOPS)
         if held:
             self._blas.hold()
         try:
-            cut, ranges = self._plan(N)
-            while len(self.parts) < len(ranges):
-                self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
-            parts = self.working = self.parts[: len(ranges)]
-            factor = None if scale == 1.0 else self.layout.dtype.type(scale)
             if len(parts) == 1:
                 parts[0].run(rows, ranges[0], cut, factor, backward, dX)
             else:
@@ -81,7 +84,7 @@ class Engine:
                     functools.partial(part.run, rows, its, cut, factor, backward, dX)
                     for part, its in zip(parts, ranges, strict=True)
                 ]
-                threads.run(work)
+                threads.run(work, self._threads)
         finally:
             if held:
                 self._blas.release()
@@ -92,9 +95,9 @@ class Engine:
 
     def _plan(self, N: int) -> tuple[arrangement.Cut, Ranges]:
         """How N rows are cut, and the blocks of each part."""
-        number = arrangement.parts(N, N * self.row_flops)
-        plan = self._plans.get((N, number))
+        plan = self._plans.get(N)
         if plan is None:
+            number = arrangement.parts(N, N * self.row_flops, self.parameters.flat.nbytes)
             share = -(-N // number)
             cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize)
             ranges = tuple(
@@ -102,12 +105,11 @@ class Engine:
             )
             if len(self._plans) == KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
-            plan = self._plans[N, number] = cut, ranges
+            plan = self._plans[N] = cut, ranges
         return plan
 
 
 def _blocks(start: int, stop: int, most: int) -> tuple[tuple[int, int], ...]:
-    """Rows start .. stop-1 in as few blocks of at most ``most`` as there must be, of nearly equal size."""
-    number = -(-(stop - start) // most)
-    rows = min(most, -(-(stop - start) // (number * EVEN)) * EVEN)
+    """Rows start .. stop-1 in even blocks of at most ``most``."""
+    rows = arrangement.even_block(most, stop - start)
     return tuple((begin, min(begin + rows, stop)) for begin in range(start, stop, rows))

@@ -22,14 +22,17 @@ class Part:
 
     def __init__(self, layout: Layout, parameters: FlatParameters, gradients: FlatParameters) -> None:
         self.layout, self.parameters, self.gradients = layout, parameters, gradients
-        self.added = gradients.like()
+        self.added: FlatParameters | None = None  # where a step has several blocks
         self.memory = Memory(0, layout.dtype)
         self.blocks: dict[tuple[int, Cut], Block] = {}
         self.total = 0.0
         self.step = 0
 
-    def block(self, n: int, cut: Cut) -> Block:
-        """The block of ``n`` rows."""
+    def block(self, n: int, cut: Cut, several: bool) -> Block:
+        """The block of ``n`` rows, one of ``several`` in a step or the only one."""
+        if several and self.added is None:
+            self.added = self.gradients.like()
+            self.blocks.clear()
         if n > self.memory.rows:
             self.memory = Memory(n, self.layout.dtype)
             self.blocks.clear()
@@ -43,7 +46,7 @@ class Part:
                 cut,
                 self.parameters.views,
                 self.gradients.views,
-                self.added.views,
+                None if self.added is None else self.added.views,
                 self.memory,
             )
         return block
@@ -61,7 +64,7 @@ class Part:
         total, first = 0.0, True
         self.step += 1
         for start, stop in ranges:
-            block = self.block(stop - start, cut)
+            block = self.block(stop - start, cut, len(ranges) > 1)
             X, y = rows.block(start, stop, self.memory)
             try:
                 total += block.forward(X, y, scale if backward else None, self.step)

@@ -7,9 +7,11 @@ BLAS or NumPy are left alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,8 @@ def find(sizes: tuple[int, ...], rows: int, itemsize: int) -> Entry | None:
 
 def remember(sizes: tuple[int, ...], rows: int, itemsize: int, entry: Entry) -> bool:
     """Keep ``entry``; False where the file cannot be written."""
-    from handgrad.checkpoint import write_atomically
-
     file = path()
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
     try:
         try:
             content = _read(file)
@@ -51,8 +52,11 @@ def remember(sizes: tuple[int, ...], rows: int, itemsize: int, entry: Entry) -> 
             content = {}
         content.setdefault(machine(), {})[key(sizes, rows, itemsize)] = entry
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        temporary.replace(file)  # whole or not at all, whoever else writes
     except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         return False
     return True
 

@@ -59,7 +59,8 @@ def tune(net: MLP, batch_size: int) -> Tuned:
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a whole number, 1 or more, got {batch_size!r}")
     layout = Layout(net.sizes, net.activation, net.output, net.loss_name, net.bias, net.dtype)
-    parts = arrangement.parts(batch_size, batch_size * arrangement.row_flops(net.sizes))
+    flops = batch_size * arrangement.row_flops(net.sizes)
+    parts = arrangement.parts(batch_size, flops, net.flat_parameters.flat.nbytes)
     rows = min(-(-batch_size // parts), arrangement.MOST_BLOCK)
     library = blas.find()
     library.hold()

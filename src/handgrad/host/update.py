@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.host import threads
+from handgrad.host import blas, threads
 from handgrad.host.part import Part, add_gradients
 from handgrad.ops.optimizer import Optimizer
 from handgrad.parameters import FlatParameters
@@ -37,22 +37,23 @@ class Update:
                 for part in parameters.trainable_slices()
                 for start in range(part.start, part.stop, SHARED_BLOCK)
             ]
-            for number in range(len(parts)):
-                self._work.append(functools.partial(self._apply, self._bind(slices[number :: len(parts)])))
+            shares = min(len(slices), blas.cores())
+            for number in range(shares):
+                self._work.append(functools.partial(self._apply, self._bind(slices[number::shares])))
 
     def fits(self, optimizer: Optimizer) -> bool:
         """Whether it can be used again with this optimizer."""
         return self.optimizer is optimizer and self.frozen == self.parameters.frozen
 
-    def run(self, clip_norm: float | None) -> None:
-        """One step."""
+    def run(self, clip_norm: float | None, number: int) -> None:
+        """One step, in up to ``number`` threads."""
         gradient = self.parts[0].gradients.flat
         if not self._work or clip_norm is not None:  # a norm needs the whole sum first
             add_gradients(self.parts)
             self.optimizer.update(self.parameters, gradient, clip_norm)
             return
         self.optimizer.count_step()
-        threads.run(self._work)
+        threads.run(self._work, number)
 
     def _bind(self, slices: Sequence[slice]) -> list[tuple[Any, ...]]:
         scratch = np.empty((2, SHARED_BLOCK), dtype=self.parameters.dtype)
