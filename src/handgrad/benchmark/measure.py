@@ -308,7 +308,7 @@ def _square(contestant: Contestant, series: Series) -> None:
 
 
 # What a measurement takes, in seconds; tried on two cores.
-START, COMPILE, PREPARE, SETTLE = 5.0, 7.0, 0.6, 0.35
+START, COMPILE, PREPARE, SETTLE = 5.0, 4.5, 0.3, 0.25
 ASSUMED_RATE = 5e10  # operations a second of a step
 
 

@@ -24,7 +24,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 ROUNDS, LONG_ROUNDS = 7, 15
 BUSY = 0.25  # load a core, before the run, above which the report says so
-SECONDS, LONG_SECONDS = 0.7, 3.0
+SECONDS, LONG_SECONDS = 0.4, 3.0
 
 OutOption = Annotated[
     Path | None,
@@ -80,14 +80,18 @@ def bench(
     threads: ThreadsOption = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", metavar="S", help="Time for each workload of each library. Default: 0.7."),
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            help="Time for each workload of each library. Default: 0.4, with --long 3.",
+        ),
     ] = None,
     long: Annotated[
         bool,
         typer.Option(
             "--long",
             help="More rounds and seconds, the sweep over hidden units, the compiled peer everywhere, and "
-            "scaling with rows, hidden units and threads: about half an hour.",
+            "scaling with rows, hidden units and threads: a quarter of an hour.",
         ),
     ] = False,
     out_directory: OutOption = None,
@@ -180,7 +184,7 @@ def _settings(
     elif "emulator" in devices:
         chosen = list(workloads.EMULATED)
     else:
-        chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep()]
+        chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep(long)]
         chosen += workloads.hidden_sweep() if long else []
     count, fixed = choose_threads(threads)
     return measure.Settings(
