@@ -8,7 +8,6 @@ next round begins with another one, so that a change in the machine's load meets
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -111,7 +110,6 @@ class Record:
     stages: list[tuple[Workload, str, dict[str, list[float]]]] = field(default_factory=list)
     bandwidth: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    rounds_apart: list[float] = field(default_factory=list)
     complete: bool = False
 
     def note(self, words: str) -> None:
@@ -277,7 +275,6 @@ def _take_turns(
     seconds, rounds = share
     spent = dict.fromkeys((id(series) for _, series in runs), 0.0)
     for round_number in range(rounds):
-        began = time.perf_counter()
         first = round_number % max(1, len(runs))
         for contestant, series in runs[first:] + runs[:first]:
             if round_number >= FEWEST_ROUNDS and spent[id(series)] >= seconds:
@@ -295,7 +292,6 @@ def _take_turns(
                     _square(contestant, series)
             except Failed as error:
                 _fail(record, runs, (contestant, series), str(error))
-        record.rounds_apart.append(time.perf_counter() - began)
 
 
 def _square(contestant: Contestant, series: Series) -> None:
