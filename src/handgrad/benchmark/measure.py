@@ -8,6 +8,7 @@ next round begins with another one, so that a change in the machine's load meets
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -136,10 +137,15 @@ def measure(
                 found = ask(contestant.session, "bandwidth")
                 if found:
                     record.bandwidth[contestant.device] = found
-        for workload in settings.workloads:
-            _measure_workload(settings, workload, record, say)
+        for number, workload in enumerate(settings.workloads, 1):
+            place = f"{number} of {len(settings.workloads)}: "
+            _measure_workload(settings, workload, record, functools.partial(_say_at, say, place))
         record.complete = True
     return record
+
+
+def _say_at(say: Progress, place: str, words: str) -> None:
+    say(place + words)
 
 
 def _start_all(settings: Settings, record: Record, stack: ExitStack, start: Start) -> None:

@@ -57,6 +57,8 @@ def make(record: Record, settings: Settings, *, started: datetime, seconds: floa
         "seconds": seconds,
         "clock": CLOCK,
         "settings": {
+            "devices": list(settings.devices),
+            "peers": [peer.key for peer in settings.peers],
             "threads": settings.threads,
             "threads_fixed": settings.fixed,
             "seconds_per_workload": settings.seconds,
