@@ -110,8 +110,9 @@ def test_points_until_a_failure_stay():
     assert notes[-1] == "scaling with hidden units: stopped: its process died with signal SIGKILL"
 
 
-def test_mapped_rows_train_as_rows_in_memory_do(tmp_path: Path):
-    """The same last loss as fit's own epoch over the same bytes, to the bit."""
+def test_mapped_rows_train_as_rows_in_memory_do(tmp_path: Path, monkeypatch):
+    """The same last loss as an epoch over the same bytes as one array, to the bit; over three parts."""
+    monkeypatch.setattr(mapped, "PART", 1024)
     assert mapped.write_rows(tmp_path, 2500) == 2500 * 788
     found = mapped.train(str(tmp_path), 2500)
     assert found["loss"] == mapped.train(str(tmp_path), 2500, mapped=False)["loss"]
