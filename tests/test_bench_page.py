@@ -183,7 +183,7 @@ def test_what_was_not_measured_is_not_drawn(made):
     assert [picture.name for picture in pictures.pictures(alone)] == ["throughput"]
     text = page.page(alone)
     assert "No GPU was measured" in text
-    assert "Interrupted" in text
+    assert "Not complete" in text
     assert "PyTorch" not in text.split("Ceilings")[0]
     assert pictures.pictures({**alone, "results": []}) == []
 

@@ -162,6 +162,27 @@ def test_a_wrong_step_is_not_timed(monkeypatch):
     assert "nothing is timed" in result.stderr
 
 
+def test_what_was_right_until_then_is_reported(no_pictures, monkeypatch):
+    """A step that is wrong on the second network: exit code 1, and the figures of the first."""
+    from handgrad.network import MLP
+
+    real = MLP.loss_and_grad
+
+    def doubled(self, *arguments, **options):
+        loss, gradients = real(self, *arguments, **options)
+        gradients["W2"][...] *= 2 if self.sizes[-1] == 3 else 1
+        return loss, gradients
+
+    monkeypatch.setattr(MLP, "loss_and_grad", doubled)
+    result = handgrad(*ALONE, "--out", "figures")
+    assert result.exit_code == 1
+    assert "error: 32×20→8→3 on cpu: W2 differs" in result.stderr
+    found = json.loads(Path("figures/bench.json").read_text())
+    assert [row["workload"] for row in found["results"]] == ["64×20→8→1"]
+    assert found["complete"] is False
+    assert "ended early" in found["notes"][-1]
+
+
 def test_a_peer_that_is_not_installed_is_a_note(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(

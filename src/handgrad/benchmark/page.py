@@ -77,7 +77,7 @@ def _head(document: Row) -> list[str]:
         *(
             []
             if document["complete"]
-            else ['<p class="warning">Interrupted: this is what was measured until then.</p>']
+            else ['<p class="warning">Not complete: this is what was measured until the run ended.</p>']
         ),
         *(
             []

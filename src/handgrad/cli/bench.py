@@ -130,6 +130,7 @@ def bench(
     started, begin = datetime.now(UTC), time.perf_counter()
     curves: list[dict[str, Any]] = []
     shown = len(record.notes)
+    failure: RuntimeError | None = None
     try:
         with out.status("measuring") as status:
             measure.measure(settings, record, status.update)
@@ -141,6 +142,11 @@ def bench(
                 record.complete = True
     except KeyboardInterrupt:
         out.print("interrupted: what was measured until now follows")
+    except RuntimeError as error:  # a wrong step of ours, or its process died
+        if not any(series.seconds for series in record.series):
+            raise
+        failure = error
+        record.note(f"ended early: {error}")
     for note in record.notes[shown:]:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
@@ -151,6 +157,8 @@ def bench(
     finish(document, out, out_directory, as_json)
     if as_json:
         print_json(document)
+    if failure is not None:
+        raise failure
     if not record.complete:
         raise typer.Exit(INTERRUPTED)
 
