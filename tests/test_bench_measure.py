@@ -236,9 +236,9 @@ def test_every_arrangement_computes_the_product(threads):
         B = rng.standard_normal(product.B.shape).astype(np.float32)
         drawn = products.Product(product.name, A, B, product.over_rows)
         wanted = A.astype(float) @ B.astype(float)
-        for words, call, _ in found._arrangements(drawn):
-            np.testing.assert_allclose(call(), wanted, atol=1e-3, err_msg=f"{product.name}, {words}")
-            seen.add(words.split(",")[0])
+        for way in found._arrangements(drawn):
+            np.testing.assert_allclose(way.call(), wanted, atol=1e-3, err_msg=f"{product.name}, {way.words}")
+            seen.add(way.words.split(",")[0])
     assert {"as written", "transposed", "blocks of 1024 rows", "blocks of 4096 rows"} <= seen
     assert ("rows shared among threads" in seen) == (threads > 1)
 
@@ -250,6 +250,26 @@ def test_padding_adds_hidden_units_and_nothing_else():
     plain, padded = found._five(20), found._five(32)
     assert [one.flops for one in plain] == [2 * 100 * 30 * 20, *[2 * 100 * 20 * 3] * 3, 2 * 100 * 30 * 20]
     assert all(a.flops < b.flops for a, b in zip(plain, padded, strict=True))
+
+
+def test_the_fastest_arrangement_is_taken_by_its_best_trial(monkeypatch):
+    """One that is fast at first sight and slow afterwards is not; short ones are repeated."""
+    found = products.Products(Problem.make(SMALL), "cpu", 1)
+    clock = [0.0]
+    monkeypatch.setattr(products.time, "perf_counter", lambda: clock[0])
+
+    def way(words, *seconds):
+        left = list(seconds)
+
+        def call():
+            clock[0] += left.pop(0) if len(left) > 1 else left[0]
+
+        return products.Arrangement(words, call, 1)
+
+    ways = [way("lucky", 1e-4, 9e-5, 5e-4), way("steady", 1e-4), way("slow", 1e-2)]
+    best = found._fastest(ways)
+    assert (best.words, best.repeats) == ("steady", 11)
+    assert found._seconds(best) == pytest.approx(1e-4)
 
 
 class LikeCupy:

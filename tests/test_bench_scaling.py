@@ -16,6 +16,7 @@ import handgrad as hg
 from handgrad.benchmark import mapped, scaling
 from handgrad.benchmark.process import Failed, SessionHere, SessionProcess, ask
 from handgrad.benchmark.scaling_pictures import exponent_words, in_memory_words
+from handgrad.cli import bench
 from handgrad.throughput import Shape
 
 HAS_PROC = Path("/proc/self/status").is_file()
@@ -109,8 +110,9 @@ def test_points_until_a_failure_stay():
     assert notes[-1] == "scaling with hidden units: stopped: its process died with signal SIGKILL"
 
 
-def test_mapped_rows_train_as_rows_in_memory_do(tmp_path: Path):
-    """The same last loss as fit's own epoch over the same bytes, to the bit."""
+def test_mapped_rows_train_as_rows_in_memory_do(tmp_path: Path, monkeypatch):
+    """The same last loss as an epoch over the same bytes as one array, to the bit; over three parts."""
+    monkeypatch.setattr(mapped, "PART", 1024)
     assert mapped.write_rows(tmp_path, 2500) == 2500 * 788
     found = mapped.train(str(tmp_path), 2500)
     assert found["loss"] == mapped.train(str(tmp_path), 2500, mapped=False)["loss"]
@@ -175,6 +177,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch):
 
 def test_an_interrupt_keeps_the_curves_until_then(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "_draw", lambda directory, document: [])
     monkeypatch.setattr(scaling, "SessionProcess", _here_without_limit)
     monkeypatch.setattr(scaling, "everything", lambda threads, rows, limit: SMALL)
 

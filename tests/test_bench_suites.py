@@ -36,6 +36,7 @@ def test_every_benchmark_names_its_device():
         assert re.search(r"[\[-](cpu|cuda|emulator)[\]-]", line), line
 
 
+@pytest.mark.slow
 def test_the_devices_are_groups(tmp_path: Path):
     """The command of the documentation, on the smallest suites; the comparison with an earlier run, too."""
     short = (

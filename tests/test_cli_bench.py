@@ -18,6 +18,7 @@ from command_line import handgrad, process, refused, report, succeeds
 from handgrad import throughput
 from handgrad.benchmark import ceilings, measure, reference, session
 from handgrad.benchmark.process import Failed, SessionHere
+from handgrad.cli import bench
 
 SMALL = ("bench", "--shape", "64,20,8,1", "--shape", "32,20,8,3", "--seconds", "0.02", "--threads", "1")
 ALONE = (*SMALL, "--device", "cpu", "--peer", "none")
@@ -34,6 +35,12 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     threads = {library["num_threads"] for library in throughput.blas()}
     yield
     threadpoolctl.threadpool_limits(limits=max(threads), user_api="blas")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the measurement of so small networks."""
+    monkeypatch.setattr(bench, "_draw", lambda directory, document: [])
 
 
 def test_without_a_gpu_it_says_so_and_shows_the_cpu(no_cupy):
@@ -89,13 +96,13 @@ def test_tables_and_files():
     assert json.loads(Path("figures/bench.json").read_text())["complete"] is True
 
 
-def test_the_usual_place_is_below_runs():
+def test_the_usual_place_is_below_runs(no_pictures):
     succeeds(*ALONE)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("bench-")
 
 
-def test_the_emulator_beside_the_cpu():
+def test_the_emulator_beside_the_cpu(no_pictures):
     text = succeeds(
         *SMALL[:3], "--seconds", "0.02", "--device", "cpu", "--device", "emulator", "--out", "figures",
         "--peer", "none",
@@ -118,7 +125,7 @@ def test_blas_settings_that_slow_down_are_pointed_out(monkeypatch):
     assert any("OPENBLAS_CORETYPE=Prescott" in note for note in report(*ALONE)["notes"])
 
 
-def test_an_interrupt_keeps_what_was_measured(monkeypatch):
+def test_an_interrupt_keeps_what_was_measured(no_pictures, monkeypatch):
     real, calls = session.Session.sample, []
 
     def sample(self, repetitions):
@@ -153,6 +160,27 @@ def test_a_wrong_step_is_not_timed(monkeypatch):
     assert result.stdout == ""
     assert "error: 64×20→8→1 on cpu: W2 differs" in result.stderr
     assert "nothing is timed" in result.stderr
+
+
+def test_what_was_right_until_then_is_reported(no_pictures, monkeypatch):
+    """A step that is wrong on the second network: exit code 1, and the figures of the first."""
+    from handgrad.network import MLP
+
+    real = MLP.loss_and_grad
+
+    def doubled(self, *arguments, **options):
+        loss, gradients = real(self, *arguments, **options)
+        gradients["W2"][...] *= 2 if self.sizes[-1] == 3 else 1
+        return loss, gradients
+
+    monkeypatch.setattr(MLP, "loss_and_grad", doubled)
+    result = handgrad(*ALONE, "--out", "figures")
+    assert result.exit_code == 1
+    assert "error: 32×20→8→3 on cpu: W2 differs" in result.stderr
+    found = json.loads(Path("figures/bench.json").read_text())
+    assert [row["workload"] for row in found["results"]] == ["64×20→8→1"]
+    assert found["complete"] is False
+    assert "ended early" in found["notes"][-1]
 
 
 def test_a_peer_that_is_not_installed_is_a_note(monkeypatch):
@@ -200,6 +228,7 @@ def test_a_peer_that_dies_meanwhile_is_a_note(monkeypatch):
     assert any("64×20→8→1 stopped: its process died" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_one_thread_and_no_folder_to_write_to_but_the_report_s(tmp_path: Path):
     """In processes as a user has them, with neither a home nor a cache."""
     environment = {

@@ -8,7 +8,7 @@ next round begins with another one, so that a change in the machine's load meets
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -111,7 +111,6 @@ class Record:
     stages: list[tuple[Workload, str, dict[str, list[float]]]] = field(default_factory=list)
     bandwidth: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    rounds_apart: list[float] = field(default_factory=list)
     complete: bool = False
 
     def note(self, words: str) -> None:
@@ -138,10 +137,15 @@ def measure(
                 found = ask(contestant.session, "bandwidth")
                 if found:
                     record.bandwidth[contestant.device] = found
-        for workload in settings.workloads:
-            _measure_workload(settings, workload, record, say)
+        for number, workload in enumerate(settings.workloads, 1):
+            place = f"{number} of {len(settings.workloads)}: "
+            _measure_workload(settings, workload, record, functools.partial(_say_at, say, place))
         record.complete = True
     return record
+
+
+def _say_at(say: Progress, place: str, words: str) -> None:
+    say(place + words)
 
 
 def _start_all(settings: Settings, record: Record, stack: ExitStack, start: Start) -> None:
@@ -277,7 +281,6 @@ def _take_turns(
     seconds, rounds = share
     spent = dict.fromkeys((id(series) for _, series in runs), 0.0)
     for round_number in range(rounds):
-        began = time.perf_counter()
         first = round_number % max(1, len(runs))
         for contestant, series in runs[first:] + runs[:first]:
             if round_number >= FEWEST_ROUNDS and spent[id(series)] >= seconds:
@@ -295,7 +298,6 @@ def _take_turns(
                     _square(contestant, series)
             except Failed as error:
                 _fail(record, runs, (contestant, series), str(error))
-        record.rounds_apart.append(time.perf_counter() - began)
 
 
 def _square(contestant: Contestant, series: Series) -> None:
@@ -308,7 +310,7 @@ def _square(contestant: Contestant, series: Series) -> None:
 
 
 # What a measurement takes, in seconds; tried on two cores.
-START, COMPILE, PREPARE, SETTLE = 5.0, 7.0, 0.6, 0.35
+START, COMPILE, PREPARE, SETTLE = 5.0, 4.5, 0.3, 0.25
 ASSUMED_RATE = 5e10  # operations a second of a step
 
 

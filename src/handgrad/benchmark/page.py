@@ -21,8 +21,8 @@ CAPTIONS = {
     "batch": "Median; the band holds the middle half of the samples.",
     "hidden": "Median; the band holds the middle half of the samples.",
     "roofline": (
-        "The sloping line is the measured reading rate of the memory, the level one that of a large square "
-        "product in the same BLAS. Compulsory bytes: X and the targets once, the parameters twice."
+        "The sloping line is the measured reading rate of the memory, the level one the best rate of a large "
+        "square product in the same BLAS. Compulsory bytes: X and targets once, parameters twice."
     ),
     "stages": (
         "Each stage timed alone over the whole batch. A step may work in blocks that stay in the cache and "
@@ -77,7 +77,7 @@ def _head(document: Row) -> list[str]:
         *(
             []
             if document["complete"]
-            else ['<p class="warning">Interrupted: this is what was measured until then.</p>']
+            else ['<p class="warning">Not complete: this is what was measured until the run ended.</p>']
         ),
         *(
             []

@@ -229,7 +229,7 @@ def _roofline(document: Row) -> Picture | None:
     for one in document["contestants"]:
         square, bandwidth = one.get("square_product"), document["bandwidth"].get(one["device"])
         if one["peer"] == OWN and square and bandwidth:
-            roofs[one["device"]] = (square["gflops"]["median"], bandwidth["read"] / 1e9)
+            roofs[one["device"]] = (square["best"], bandwidth["read"] / 1e9)
     rows = [row for row in rows if row["device"] in roofs]
     if not rows:
         return None
@@ -237,13 +237,14 @@ def _roofline(document: Row) -> Picture | None:
     def draw(figure: Any, narrow: bool) -> None:
         axes = figure.subplots()
         intensity = [row["flops"] / row["compulsory_bytes"] for row in rows]
-        left, right = min([*intensity, 8.0]) / 2, max(intensity) * (2.2 if narrow else 1.8)
+        knees = [rate / bandwidth for rate, bandwidth in roofs.values()]
+        left, right = min(intensity + knees) / 2, max(intensity + knees) * (2.2 if narrow else 1.8)
         for device, (rate, bandwidth) in roofs.items():
             knee = rate / bandwidth
             x = np.array([min(left, knee / 2), knee, max(right, knee * 2)])
             axes.plot(x, np.minimum(rate, bandwidth * x), color=AXIS, linewidth=1.4)
             axes.annotate(
-                f"{device}: own SGEMM {rate:,.0f} GFLOP/s",
+                f"{device}: own SGEMM, at best {rate:,.0f} GFLOP/s",
                 (right, rate), (-2, 3), textcoords="offset points", ha="right", fontsize=8, color=AXIS,
             )  # fmt: skip
             axes.annotate(

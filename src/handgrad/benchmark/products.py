@@ -13,27 +13,37 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from handgrad.arrays import resolve_device, synchronize
 from handgrad.benchmark.workloads import Problem
+from handgrad.throughput import limit_blas_threads
 
 BLOCKS = (1024, 4096)
 PADDINGS = (16, 64)
-TRIALS = 2  # of every arrangement; the fastest is then measured in turns with the step
+TRIALS = 3  # in turns, of the arrangements that are near the fastest at first sight
+NEAR = 1.5  # times the fastest
+SHORTEST = 1e-3  # seconds of a sample: shorter products are repeated
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Product:
-    """C = A B, (m, k) × (k, n).  ``over_rows``: the samples are summed over (k), else they are rows of C (m).
+class Arrangement:
+    """A way to compute a product, with so many BLAS threads; ``repeats``: calls of a sample."""
 
-    ``left``, ``right``: which factor's columns are hidden units, to be padded.
-    """
+    words: str
+    call: Call
+    threads: int
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """C = A B, (m, k) × (k, n); ``over_rows``: the samples are summed over (k), else they are rows (m)."""
 
     name: str
     A: Any
@@ -53,7 +63,7 @@ class Products:
         self.xp, self.threads = self.device.array_module, threads
         self.problem = problem
         self._pool = ThreadPoolExecutor(threads) if threads > 1 and self.xp is np else None
-        self._chosen: list[tuple[Call, int]] = []
+        self._chosen: list[Arrangement] = []
 
     def find(self) -> list[dict[str, Any]]:
         """Name, shape, FLOPs and best arrangement of each product."""
@@ -61,32 +71,46 @@ class Products:
         self._chosen = []
         with self.device:
             for group in self._variants():
-                best: tuple[float, str, Call, int, Product] | None = None
-                for padding, product in group:
-                    for words, call, threads in self._arrangements(product):
-                        taken = min(self._seconds(call, threads) for _ in range(TRIALS + 1))
-                        words = words + (f", hidden units padded to {padding}" if padding else "")
-                        if best is None or taken < best[0]:
-                            best = (taken, words, call, threads, product)
-                assert best is not None, "every product can be computed as written"
+                best = self._fastest(
+                    [
+                        replace(way, words=f"{way.words}, hidden units padded to {width}") if width else way
+                        for width, product in group
+                        for way in self._arrangements(product)
+                    ]
+                )
                 plain = group[0][1]
-                self._chosen.append((best[2], best[3]))
+                self._chosen.append(best)
                 found.append(
                     {
                         "name": plain.name,
                         "shape": [int(plain.A.shape[0]), int(plain.A.shape[1]), int(plain.B.shape[1])],
                         "flops": plain.flops,
-                        "arrangement": best[1],
+                        "arrangement": best.words,
                     }
                 )
         return found
 
+    def _fastest(self, ways: list[Arrangement]) -> Arrangement:
+        """The least of several trials in turns; with as many repeats as a sample needs."""
+        first = []
+        for way in ways:
+            self._seconds(way)
+            first.append(self._seconds(way))
+        repeats = max(1, round(SHORTEST / max(min(first), 1e-9)))
+        near = [
+            replace(way, repeats=repeats)
+            for way, taken in zip(ways, first, strict=True)
+            if taken <= NEAR * min(first)
+        ]
+        least = [min(each) for each in zip(*(map(self._seconds, near) for _ in range(TRIALS)), strict=True)]
+        return near[int(np.argmin(least))]
+
     def sample(self) -> Iterator[float]:
-        """Seconds of each product once, in its best arrangement."""
+        """Seconds of each product, in its best arrangement."""
         with self.device:
-            for call, threads in self._chosen:
-                self._seconds(call, threads)  # the others' turns have emptied the caches
-                yield self._seconds(call, threads)
+            for way in self._chosen:
+                self._seconds(replace(way, repeats=1))  # the others' turns have emptied the caches
+                yield self._seconds(way)
 
     def _variants(self) -> list[list[tuple[int, Product]]]:
         """For each product: (0, as it is), then (width, padded) where that changes anything."""
@@ -115,27 +139,26 @@ class Products:
             Product("Xᵀ dZ1", X.T, A1, True),
         ]
 
-    def _arrangements(self, product: Product) -> Iterator[tuple[str, Call, int]]:
-        """(words, call, BLAS threads) of every way to compute ``product``; the call returns it."""
+    def _arrangements(self, product: Product) -> Iterator[Arrangement]:
+        """Every way to compute ``product``; its call returns the product."""
         A, B, xp = product.A, product.B, self.xp
         m, n = int(A.shape[0]), int(B.shape[1])
         rows = int(A.shape[1]) if product.over_rows else m
-        counts = (self.threads, 1) if self.threads > 1 else (1,)
         out, turned = xp.empty((m, n), dtype=np.float32), xp.empty((n, m), dtype=np.float32)
         if xp is not np:
-            yield "as written", lambda: xp.matmul(A, B, out=out), 1
+            yield Arrangement("as written", lambda: xp.matmul(A, B, out=out), 1)
             return
-        for threads in counts:
-            words = f"{threads} thread{'s' if threads > 1 else ''}"
-            yield f"as written, {words}", lambda: np.matmul(A, B, out=out), threads
-            yield f"transposed, {words}", lambda: np.matmul(B.T, A.T, out=turned).T, threads
+        for threads in (self.threads, 1) if self.threads > 1 else (1,):
+            on = f"{threads} thread{'s' if threads > 1 else ''}"
+            yield Arrangement(f"as written, {on}", lambda: np.matmul(A, B, out=out), threads)
+            yield Arrangement(f"transposed, {on}", lambda: np.matmul(B.T, A.T, out=turned).T, threads)
             for block in BLOCKS:
                 if rows > block:
-                    parts = _parts(rows, -(-rows // block))
-                    yield f"blocks of {block} rows, {words}", self._in_parts(product, parts, out), threads
+                    call = self._in_parts(product, _parts(rows, -(-rows // block)), out)
+                    yield Arrangement(f"blocks of {block} rows, {on}", call, threads)
         if self._pool is not None and rows >= 16 * self.threads:
-            parts = _parts(rows, self.threads)
-            yield "rows shared among threads", self._in_parts(product, parts, out, self._pool), 1
+            shared = self._in_parts(product, _parts(rows, self.threads), out, self._pool)
+            yield Arrangement("rows shared among threads", shared, 1)
 
     def _in_parts(
         self, product: Product, parts: list[slice], out: Any, pool: ThreadPoolExecutor | None = None
@@ -164,19 +187,15 @@ class Products:
 
         return add
 
-    def _seconds(self, call: Call, threads: int) -> float:
-        if self.xp is np and self.threads > 1:
-            import threadpoolctl
-
-            with threadpoolctl.threadpool_limits(limits=threads, user_api="blas"):
-                begin = time.perf_counter()
-                call()
-                return time.perf_counter() - begin
-        synchronize(self.xp)
-        begin = time.perf_counter()
-        call()
-        synchronize(self.xp)
-        return time.perf_counter() - begin
+    def _seconds(self, way: Arrangement) -> float:
+        """Of one call, the mean of a sample's."""
+        with limit_blas_threads(way.threads if self.xp is np and self.threads > 1 else None):
+            synchronize(self.xp)
+            begin = time.perf_counter()
+            for _ in range(way.repeats):
+                way.call()
+            synchronize(self.xp)
+            return (time.perf_counter() - begin) / way.repeats
 
 
 def _parts(rows: int, count: int) -> list[slice]:

@@ -57,6 +57,8 @@ def make(record: Record, settings: Settings, *, started: datetime, seconds: floa
         "seconds": seconds,
         "clock": CLOCK,
         "settings": {
+            "devices": list(settings.devices),
+            "peers": [peer.key for peer in settings.peers],
             "threads": settings.threads,
             "threads_fixed": settings.fixed,
             "seconds_per_workload": settings.seconds,
@@ -137,7 +139,7 @@ def _square(seconds: Sequence[float]) -> dict[str, Any] | None:
     if not seconds:
         return None
     gflops = [2 * ceilings.SQUARE**3 / taken / 1e9 for taken in seconds]
-    return {"size": ceilings.SQUARE, "gflops": spread(gflops), "seconds": list(seconds)}
+    return {"size": ceilings.SQUARE, "gflops": spread(gflops), "best": max(gflops), "seconds": list(seconds)}
 
 
 def _result(series: Series) -> dict[str, Any]:

@@ -20,7 +20,8 @@ REGIMES = {
     "R4": "general: bound by arithmetic",
 }
 
-BATCHES = (16, 64, 256, 1024, 4096, 16384)
+BATCHES = (16, 64, 256, 1024, 4096)
+LONG_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 HIDDEN = (16, 50, 64, 128, 256, 512, 1024)
 EPOCH_ROWS = 12_800
 
@@ -151,11 +152,11 @@ def epochs(rows: int = EPOCH_ROWS) -> list[Workload]:
     ]
 
 
-def batch_sweep(batches: tuple[int, ...] = BATCHES) -> list[Workload]:
-    """784→256→10 by batch size."""
-    return [Workload(Shape(batch, 784, 256, 10), "batch") for batch in batches]
+def batch_sweep(long: bool = False) -> list[Workload]:
+    """784→256→10 by batch size; ``long``: by more of them."""
+    return [Workload(Shape(batch, 784, 256, 10), "batch") for batch in (LONG_BATCHES if long else BATCHES)]
 
 
-def hidden_sweep(hidden: tuple[int, ...] = HIDDEN) -> list[Workload]:
+def hidden_sweep() -> list[Workload]:
     """1,024×784→H→10 by hidden units."""
-    return [Workload(Shape(1024, 784, width, 10), "hidden") for width in hidden]
+    return [Workload(Shape(1024, 784, width, 10), "hidden") for width in HIDDEN]

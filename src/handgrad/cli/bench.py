@@ -24,7 +24,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 ROUNDS, LONG_ROUNDS = 7, 15
 BUSY = 0.25  # load a core, before the run, above which the report says so
-SECONDS, LONG_SECONDS = 0.7, 3.0
+SECONDS, LONG_SECONDS = 0.4, 3.0
 
 OutOption = Annotated[
     Path | None,
@@ -88,14 +88,18 @@ def bench(
     threads: ThreadsOption = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", metavar="S", help="Time for each workload of each library. Default: 0.7."),
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            help="Time for each workload of each library. Default: 0.4, with --long 3.",
+        ),
     ] = None,
     long: Annotated[
         bool,
         typer.Option(
             "--long",
             help="More rounds and seconds, the sweep over hidden units, the compiled peer everywhere, and "
-            "scaling with rows, hidden units and threads: about half an hour.",
+            "scaling with rows, hidden units and threads: a quarter of an hour.",
         ),
     ] = False,
     out_directory: OutOption = None,
@@ -140,6 +144,7 @@ def bench(
     started, begin = datetime.now(UTC), time.perf_counter()
     curves: list[dict[str, Any]] = []
     shown = len(record.notes)
+    failure: RuntimeError | None = None
     try:
         with out.status("measuring") as status:
             measure.measure(settings, record, status.update)
@@ -151,6 +156,11 @@ def bench(
                 record.complete = True
     except KeyboardInterrupt:
         out.print("interrupted: what was measured until now follows")
+    except RuntimeError as error:  # a wrong step of ours, or its process died
+        if not any(series.seconds for series in record.series):
+            raise
+        failure = error
+        record.note(f"ended early: {error}")
     for note in record.notes[shown:]:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
@@ -161,6 +171,8 @@ def bench(
     finish(document, out, out_directory, as_json)
     if as_json:
         print_json(document)
+    if failure is not None:
+        raise failure
     if not record.complete:
         raise typer.Exit(INTERRUPTED)
 
@@ -194,7 +206,7 @@ def _settings(
     elif "emulator" in devices:
         chosen = list(workloads.EMULATED)
     else:
-        chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep()]
+        chosen = [*workloads.SHAPES, *workloads.epochs(), *workloads.batch_sweep(long)]
         chosen += workloads.hidden_sweep() if long else []
     count, fixed = choose_threads(threads)
     return measure.Settings(
