@@ -112,6 +112,7 @@ def summarize(
     seconds: float,
     directory: RunDirectory,
     saved: bool,
+    checkpoint_seconds: float,
 ) -> dict[str, Any]:
     """The result: the figures on the test part, measured once more where early stopping restored weights."""
     from handgrad.training import evaluate
@@ -137,6 +138,7 @@ def summarize(
         "test_accuracy": accuracy,
         "test_samples": len(split.test),
         "seconds": seconds,
+        "checkpoint_seconds": checkpoint_seconds,
         "history": history.rows,
     }
 
