@@ -106,6 +106,8 @@ def test_a_finished_run_is_reported_again():
     first = report(*QUICK, "--out", "run")
     again = report("train", "--resume", "run")
     assert (again["test_loss"], again["epochs"]) == (first["test_loss"], 4)
+    assert 0 < first["checkpoint_seconds"] < first["seconds"]
+    assert again["checkpoint_seconds"] == 0
 
 
 def test_patience_goes_on():

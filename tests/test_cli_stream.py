@@ -48,6 +48,12 @@ def test_a_streamed_run_is_the_run_in_memory(digits):
     assert bits("one-block") == bits("plain") != bits("memory")
     found = report("evaluate", "disk", "--device", "cpu")
     assert found["accuracy"] == disk["test_accuracy"]
+    named = ("run", "data", "picture")
+    one, other = (
+        {k: v for k, v in report("explain", run, "--device", "cpu").items() if k not in named}
+        for run in ("memory", "disk")
+    )
+    assert one == other
 
 
 def test_shards_are_trained_on_evaluated_and_gone_on_with(digits):

@@ -139,12 +139,34 @@ def trained(shards: int, threads: int | None = None, **changes: Any) -> tuple[by
     return bytes(to_numpy(net.flat_parameters.flat).tobytes()), history.steps
 
 
-def test_fit_with_shards_trains_alike():
-    """Steps of 20, 20 and 13 rows: the losses are those of whole batches, to rounding."""
-    whole, sharded = trained(1), trained(4)
+@pytest.mark.parametrize("batch_size", [20, 50, 51])
+def test_fit_with_shards_trains_alike(batch_size):
+    """The last batches have 13, 3 and 2 rows, so that shards which had rows have none.
+
+    The losses are those of whole batches, to rounding.
+    """
+    whole, sharded = trained(1, batch_size=batch_size), trained(4, batch_size=batch_size)
     np.testing.assert_allclose(sharded[1], whole[1], rtol=2e-5)
     assert sharded[0] != whole[0]
-    assert trained(4) == sharded
+    assert trained(4, batch_size=batch_size) == sharded
+
+
+def test_a_shard_takes_one_blas_thread(monkeypatch):
+    """Since the bits of a product depend on their number."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    real, seen = MLP.loss_and_grad, []
+
+    def loss_and_grad(self: MLP, *arguments: Any, **options: Any) -> Any:
+        seen.extend(
+            pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"
+        )
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MLP, "loss_and_grad", loss_and_grad)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        trained(4)
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_threads_change_no_bit(monkeypatch):
@@ -243,10 +265,12 @@ def test_ranks_give_the_bits_of_one_process(shards, size):
     )
 
 
-def test_evaluation_is_shared_out_and_sums_in_order():
-    many = RNG.standard_normal((3 * 4096 + 100, 6))
-    labels = RNG.integers(0, 3, len(many))
-    net = MLP([6, 7, 3], loss="cross_entropy", device="cpu", seed=1)
+@pytest.mark.parametrize("seed", range(8))
+def test_evaluation_is_shared_out_and_sums_in_order(seed, monkeypatch):
+    monkeypatch.setattr("handgrad.evaluation.BLOCK", 50)
+    rng = np.random.default_rng(seed)
+    many, labels = rng.standard_normal((40 * 50 + 7, 6)), rng.integers(0, 3, 40 * 50 + 7)
+    net = MLP([6, 7, 3], loss="cross_entropy", dtype="float64", device="cpu", seed=1)
     alone = evaluate(net, many, labels)
     samples = prepare(net, many, labels)
     for found in on_ranks(3, lambda ranks: evaluate_samples(net, samples, ranks)):

@@ -26,7 +26,7 @@ pytestmark = [
 KILLS = 50
 SECONDS = 60
 OPTIONS = (
-    "train", "--limit", "300", "--epochs", "6", "--hidden", "16", "--device", "cpu", "--no-plot", "--quiet",
+    "train", "--limit", "300", "--epochs", "4", "--hidden", "16", "--device", "cpu", "--no-plot", "--quiet",
     "--batch-size", "20", "--optimizer", "adam", "--checkpoint-every", "4", "--patience", "4",
 )  # fmt: skip
 

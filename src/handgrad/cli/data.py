@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from handgrad.network import MLP
 
+READ_ROWS = 8192  # of a streamed test part, for those that need samples in memory
 VALIDATION_SHARE = 10  # one in so many training samples is held out for --patience
 
 
@@ -72,16 +73,21 @@ def _rows(samples: Dataset, rows: NDArray[np.intp]) -> Dataset:
     return replace(samples, X=samples.X[rows], y=samples.y[rows])
 
 
-def test_part(data: str | None, config: Mapping[str, Any]) -> tuple[Any, str]:
+def test_part(data: str | None, config: Mapping[str, Any], *, streamed: bool) -> tuple[Any, str]:
     """The samples to evaluate on, and in words which they are.
 
-    The data of the run itself, and data with a test part: the test part.  Other data: all samples.
+    The data of the run itself, and data with a test part: the test part.  Other data: all samples.  Of a run
+    that was streamed, a stream if the caller takes one (``streamed``), else the first samples.
     """
     described = config.get("data", {})
     own = described.get("spec")
     if described.get("stream") and data in (None, own):
         options = {key: described[key] for key in ("task", "classes", "block_rows")}
-        return with_scale_of(config, open_stream(own, **options).test), "the test part of the run's data"
+        held_out = with_scale_of(config, open_stream(own, **options).test)
+        if streamed or len(held_out) <= READ_ROWS:
+            return held_out if streamed else held_out.in_memory(), "the test part of the run's data"
+        first = held_out.head(READ_ROWS).in_memory()
+        return first, f"the first {READ_ROWS:,} samples of the test part of the run's data"
     if own is not None and (data is None or absolute(data) == own):
         return load(own, **load_options(config)).test, f"the test part of {own}"
     assert data is not None

@@ -57,7 +57,7 @@ def evaluate(
         )
     with kernels_from(kernels):
         net = checkpoint.load(weights, device=device)
-        samples, which = test_part(data, config)
+        samples, which = test_part(data, config, streamed=True)
         if limit is None and data is None:
             limit = config["data"]["limit"]
         samples = samples if limit is None else samples.head(limit)

@@ -142,7 +142,7 @@ def _network_of(
         remedy = "give --data, or the run's folder"
         raise wrong("--data", "a data set with a bare weights file", "none", remedy)
     net = checkpoint.load(weights, device=device)
-    chosen, which = test_part(data, config)
+    chosen, which = test_part(data, config, streamed=False)
     check_inputs(net, chosen)
     return net, chosen, which, directory.path if directory is not None else None
 

@@ -329,7 +329,7 @@ def train(
             if history.rows and not no_plot:
                 draw_curves(directory, history, figures_of)
             stopping, saved = patience is not None, not interrupt.at_once
-            report = summarize(net, history, split, stopping, seconds, directory, saved)
+            report = summarize(net, history, split, stopping, seconds, directory, saved, checkpoints.seconds)
             print_summary(out, report, epochs)
             if as_json:
                 print_json(report)

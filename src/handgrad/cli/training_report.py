@@ -113,6 +113,7 @@ def summarize(
     seconds: float,
     directory: RunDirectory,
     saved: bool,
+    checkpoint_seconds: float,
 ) -> dict[str, Any]:
     """The result: the figures on the test part, measured once more where early stopping restored weights."""
     from handgrad.training import evaluate
@@ -139,6 +140,7 @@ def summarize(
         "test_samples": len(split.test),
         "seconds": seconds,
         "skipped_steps": len(history.skipped),
+        "checkpoint_seconds": checkpoint_seconds,
         "history": history.rows,
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from handgrad.datasets import DataError
-from handgrad.datasets.dataset import Array
+from handgrad.datasets.dataset import Array, Dataset
 from handgrad.datasets.digest import BLOCKS
 from handgrad.datasets.idx import FILES, file_names
 from handgrad.datasets.parts import as_native, check_finite
@@ -90,6 +90,10 @@ class Stream:
                 f"{self.classes - 1}; correct it or give more classes"
             )
         return X, labels.astype(np.int64)
+
+    def in_memory(self) -> Dataset:
+        """All rows of this part, read."""
+        return Dataset(*self.read(0, len(self)), self.scale, self.shift, self.classes, self.name)
 
     def digest(self) -> str:
         """As :func:`handgrad.datasets.digest.digest`, of rows at 256 places spread over the part."""
