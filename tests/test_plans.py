@@ -394,7 +394,7 @@ def test_fit_trains_on_the_embedded_digits(path):
     for device in ("emulator", "cpu"):
         net = MLP([784, 16, 10], loss="cross_entropy", device=device, path=path, seed=0)
         sliced = digits.__class__(**{**vars(digits), "X": X, "y": y})
-        history = hg.fit(net, sliced, optimizer=SGD(0.1, momentum=0.9), batch_size=40, epochs=3)
+        history = hg.fit(net, sliced, optimizer=Adam(0.01), batch_size=40, epochs=3)
         histories[device] = [row["train_loss"] for row in history.rows]
         if device == "emulator":
             used = {key[0] for key in net._planned._bound}
