@@ -4,17 +4,30 @@
 // once).  A thread issues copies, commits them as a group, and waits until all but its N latest groups have
 // landed; then, and after a barrier, its block may read them.
 //
-// A barrier of all blocks of a cooperative launch.
+// grid_barrier is a barrier of all blocks of a cooperative launch.
+//
+// thread_in_block is threadIdx.x, read anew: what is computed from it is computed again at every use, instead of
+// being kept in registers that a kernel with large accumulators does not have.
 #pragma once
 
 constexpr int COPY_BYTES = 16;  // of one copy; both addresses are aligned to it
 
 #ifdef HANDGRAD_EMULATED
 
+__device__ __forceinline__ int thread_in_block() { return threadIdx.x; }
+
 // Copies the first `valid` bytes (0 to 16) of `global` to `shared`, and zeros behind them.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int valid = COPY_BYTES,
                                            emulated::Site site = emulated::Site::here()) {
   emulated::copy_async(shared, global, COPY_BYTES, valid, site);
+}
+
+// Copies one element of 4 or 8 bytes, for rows that are not whole 16 bytes; zero where not `valid`.
+template <class T>
+__device__ __forceinline__ void copy_element_async(T* shared, const T* global, bool valid,
+                                                   emulated::Site site = emulated::Site::here()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what cp.async copies besides 16 bytes");
+  emulated::copy_async(shared, global, sizeof(T), valid ? sizeof(T) : 0, site);
 }
 
 // Makes the copies since the last commit a group.
@@ -31,6 +44,12 @@ __device__ __forceinline__ void wait_all_copies() { emulated::wait_all_copies();
 
 #else
 
+__device__ __forceinline__ int thread_in_block() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int valid = COPY_BYTES) {
 #if __CUDA_ARCH__ >= 800
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -43,6 +62,20 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
     const unsigned char* from = static_cast<const unsigned char*>(global);
     for (int i = 0; i < COPY_BYTES; ++i) to[i] = i < valid ? from[i] : 0;
   }
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ void copy_element_async(T* shared, const T* global, bool valid) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what cp.async copies besides 16 bytes");
+#if __CUDA_ARCH__ >= 800
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? static_cast<int>(sizeof(T)) : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target), "l"(global),
+               "n"(static_cast<int>(sizeof(T))), "r"(bytes)
+               : "memory");
+#else
+  *shared = valid ? *global : T(0);
 #endif
 }
 

@@ -4,10 +4,30 @@ Each works on every kind of array: NumPy arrays on the CPU, CuPy arrays on a GPU
 emulator.  The way of a number: ``ops/linear.py`` → ``kernels/linear.cu``, and so for every op.
 """
 
-from handgrad.ops import activation, batch, linear, loss, optimizer, two_layer_epoch, two_layer_reduce
+from handgrad.ops import (
+    activation,
+    batch,
+    linear,
+    loss,
+    optimizer,
+    two_layer_epoch,
+    two_layer_pair,
+    two_layer_reduce,
+    two_layer_step,
+)
 from handgrad.ops.workspace import Workspace
 
-KERNEL_MODULES = (activation, batch, linear, loss, optimizer, two_layer_epoch, two_layer_reduce)
+KERNEL_MODULES = (
+    activation,
+    batch,
+    linear,
+    loss,
+    optimizer,
+    two_layer_reduce,
+    two_layer_step,
+    two_layer_pair,
+    two_layer_epoch,
+)
 
 __all__ = [
     "KERNEL_MODULES",
@@ -18,5 +38,7 @@ __all__ = [
     "loss",
     "optimizer",
     "two_layer_epoch",
+    "two_layer_pair",
     "two_layer_reduce",
+    "two_layer_step",
 ]

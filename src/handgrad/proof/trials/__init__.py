@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from handgrad.proof.trials import activation, batch, linear, loss, optimizer, two_layer_reduce
+from handgrad.proof.trials import (
+    activation,
+    batch,
+    linear,
+    loss,
+    optimizer,
+    two_layer_epoch,
+    two_layer_pair,
+    two_layer_reduce,
+    two_layer_step,
+)
 from handgrad.proof.trials.trial import Trial
 
 TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
@@ -20,6 +30,10 @@ TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
     "optimizer.squares": optimizer.squares_trials,
     "optimizer.update": optimizer.update_trials,
     "two_layer.reduce": two_layer_reduce.reduce_trials,
+    "two_layer.step": two_layer_step.step_trials,
+    "two_layer.pair_forward": two_layer_pair.forward_trials,
+    "two_layer.pair_backward": two_layer_pair.backward_trials,
+    "two_layer.epoch": two_layer_epoch.epoch_trials,
 }
 DTYPES = ("float32", "float64", "int32")
 
