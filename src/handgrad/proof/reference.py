@@ -20,8 +20,10 @@ Floats = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 
-def exact(values: Floats) -> Bounded:
-    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0."""
+def exact(values: Floats | Bounded) -> Bounded:
+    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0; what is bounded stays so."""
+    if isinstance(values, Bounded):
+        return values
     precision = PRECISIONS[values.dtype.name]
     wide = values.astype(precision.wide)
     return Bounded(wide, np.where(abs(wide) < precision.smallest_normal, abs(wide), 0), precision)
@@ -197,9 +199,9 @@ def clip_factor(g: Floats, clip_norm: float | None) -> Bounded:
 
 def optimizer_update(
     settings: Mapping[str, Any],
-    w: Floats,
+    w: Floats | Bounded,
     g: Floats | Bounded,
-    states: Mapping[str, Floats],
+    states: Mapping[str, Floats | Bounded],
     t: int,
     factor: Bounded | None = None,
 ) -> tuple[Bounded, dict[str, Bounded]]:
@@ -207,7 +209,8 @@ def optimizer_update(
 
     ``settings``: the ``config()`` of the optimizer; ``factor``: of :func:`clip_factor`, if clipped.
     """
-    own, double = PRECISIONS[w.dtype.name], PRECISIONS["float64"]
+    weight, gradient = exact(w), exact(g)
+    own, double = weight.precision, PRECISIONS["float64"]
 
     def constant(number: float | Bounded) -> Bounded:
         """A hyperparameter: prepared in float64, then rounded."""
@@ -218,7 +221,6 @@ def optimizer_update(
         """1 - betaᵗ without cancellation."""
         return -(Bounded.exact(beta, double).log() * t).expm1()
 
-    weight, gradient = exact(w), g if isinstance(g, Bounded) else exact(g)
     gradient = gradient if factor is None else gradient * factor
     lr, decay = settings["lr"], settings["weight_decay"]
     if settings["optimizer"] == "AdamW":

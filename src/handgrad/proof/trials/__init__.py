@@ -10,6 +10,7 @@ from handgrad.proof.trials import (
     linear,
     loss,
     optimizer,
+    two_layer_epoch,
     two_layer_pair,
     two_layer_reduce,
     two_layer_step,
@@ -32,6 +33,7 @@ TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
     "two_layer.step": two_layer_step.step_trials,
     "two_layer.pair_forward": two_layer_pair.forward_trials,
     "two_layer.pair_backward": two_layer_pair.backward_trials,
+    "two_layer.epoch": two_layer_epoch.epoch_trials,
 }
 DTYPES = ("float32", "float64", "int32")
 
