@@ -15,6 +15,14 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
   emulated::copy_async(shared, global, COPY_BYTES, valid, site);
 }
 
+// Copies one element of 4 or 8 bytes, for rows that are not whole 16 bytes; zero where not `valid`.
+template <class T>
+__device__ __forceinline__ void copy_element_async(T* shared, const T* global, bool valid,
+                                                   emulated::Site site = emulated::Site::here()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what cp.async copies besides 16 bytes");
+  emulated::copy_async(shared, global, sizeof(T), valid ? sizeof(T) : 0, site);
+}
+
 // Makes the copies since the last commit a group.
 __device__ __forceinline__ void commit_copies() { emulated::commit_copies(); }
 
@@ -41,6 +49,20 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
     const unsigned char* from = static_cast<const unsigned char*>(global);
     for (int i = 0; i < COPY_BYTES; ++i) to[i] = i < valid ? from[i] : 0;
   }
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ void copy_element_async(T* shared, const T* global, bool valid) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what cp.async copies besides 16 bytes");
+#if __CUDA_ARCH__ >= 800
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? static_cast<int>(sizeof(T)) : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target), "l"(global),
+               "n"(static_cast<int>(sizeof(T))), "r"(bytes)
+               : "memory");
+#else
+  *shared = valid ? *global : T(0);
 #endif
 }
 

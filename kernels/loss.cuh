@@ -10,6 +10,7 @@
 
 template <class G>
 struct MeanSquaredError {
+  static constexpr bool OF_ROWS = false;
   template <class T>
   using Target = T;  // an element of y
   template <class T>
@@ -21,6 +22,7 @@ struct MeanSquaredError {
 };
 
 struct BinaryCrossEntropy {
+  static constexpr bool OF_ROWS = false;
   template <class T>
   using Target = T;
   template <class T>
@@ -47,6 +49,7 @@ struct Logits {
 };
 
 struct CrossEntropy {
+  static constexpr bool OF_ROWS = true;
   template <class T>
   using Target = int;  // the label of a row
   template <int LANES, class T>
@@ -67,6 +70,7 @@ struct CrossEntropy {
 };
 
 struct Hinge {
+  static constexpr bool OF_ROWS = true;
   template <class T>
   using Target = int;
   template <class T>

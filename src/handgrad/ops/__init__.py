@@ -4,10 +4,10 @@ Each works on every kind of array: NumPy arrays on the CPU, CuPy arrays on a GPU
 emulator.  The way of a number: ``ops/linear.py`` → ``kernels/linear.cu``, and so for every op.
 """
 
-from handgrad.ops import activation, batch, linear, loss, optimizer, two_layer_reduce
+from handgrad.ops import activation, batch, linear, loss, optimizer, two_layer_general, two_layer_reduce
 from handgrad.ops.workspace import Workspace
 
-KERNEL_MODULES = (activation, batch, linear, loss, optimizer, two_layer_reduce)
+KERNEL_MODULES = (activation, batch, linear, loss, optimizer, two_layer_general, two_layer_reduce)
 
 __all__ = [
     "KERNEL_MODULES",
@@ -17,5 +17,6 @@ __all__ = [
     "linear",
     "loss",
     "optimizer",
+    "two_layer_general",
     "two_layer_reduce",
 ]

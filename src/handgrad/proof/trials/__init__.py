@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from handgrad.proof.trials import activation, batch, linear, loss, optimizer, two_layer_reduce
+from handgrad.proof.trials import (
+    activation,
+    batch,
+    linear,
+    loss,
+    optimizer,
+    two_layer_general,
+    two_layer_reduce,
+)
 from handgrad.proof.trials.trial import Trial
 
 TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
@@ -19,6 +27,10 @@ TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
     "loss.rows": loss.rows_trials,
     "optimizer.squares": optimizer.squares_trials,
     "optimizer.update": optimizer.update_trials,
+    "two_layer.general_hidden": two_layer_general.hidden_trials,
+    "two_layer.general_output": two_layer_general.output_trials,
+    "two_layer.general_output_wide": two_layer_general.output_wide_trials,
+    "two_layer.general_weight": two_layer_general.weight_trials,
     "two_layer.reduce": two_layer_reduce.reduce_trials,
 }
 DTYPES = ("float32", "float64", "int32")
