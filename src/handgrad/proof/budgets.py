@@ -16,6 +16,8 @@ import numpy as np
 
 from handgrad.kernel import Entry, Kernel, catalogue
 from handgrad.ops import activation, batch, checks, linear, loss, optimizer, two_layer_reduce
+from handgrad.ops.two_layer import Problem
+from handgrad.ops.two_layer_general_geometry import Geometry
 from handgrad.proof.figures import Figures
 from handgrad.proof.machine_code import ARCHITECTURES, load_nvrtc
 
@@ -71,6 +73,7 @@ def chosen() -> tuple[Kernel, ...]:
         batch.gather_kernel(np.dtype(np.int32), np.dtype(np.int32), 1),
         two_layer_reduce.kernel_of("Momentum", SINGLE),
         two_layer_reduce.kernel_of("Adam", SINGLE),
+        *general_kernels(),
     ]
     assert len(set(kernels)) <= MOST_KERNELS, "more kernels than the time of a check allows for"
     order = [entry.name for entry in catalogue()]
@@ -92,6 +95,22 @@ def step_kernels(N: int, D: int, H: int, C: int, loss_name: str) -> list[Kernel]
         linear.backward_weight_kernel(first, SINGLE, _width(first.BM, D), _width(first.BN, H)),
         linear.reduce_kernel(SINGLE),
         optimizer.update_kernel("Momentum", SINGLE),
+    ]
+
+
+def general_kernels() -> list[Kernel]:
+    """Of R4: the widest tile in each precision, and the second layer up to 16 columns and above."""
+    wide = {
+        precision: Geometry(Problem(8192, 784, 512, 10, loss="cross_entropy", precision=precision))
+        for precision in ("float32", "3xtf32", "bfloat16")
+    }
+    many = Geometry(Problem(8192, 784, 512, 100, loss="cross_entropy"))
+    return [
+        wide["float32"].hidden_kernel,
+        wide["bfloat16"].hidden_kernel,
+        wide["float32"].output_kernel,
+        many.output_kernel,
+        *(wide[precision].weight_kernel for precision in ("float32", "3xtf32")),
     ]
 
 
@@ -163,7 +182,7 @@ def fma_bar(expression: str) -> float | None:
 
     A thread that owns TM x TN elements of it loads TM + TN for every TM TN multiply-adds.
     """
-    tile = re.search(r"Tile<\d+, \d+, \d+, (\d+), (\d+)>", expression)
+    tile = re.search(r"\bTile<\d+, \d+, \d+, (\d+), (\d+)>", expression)
     if tile is None:
         return None
     TM, TN = int(tile[1]), int(tile[2])
