@@ -37,7 +37,8 @@ struct StepTile {
   static constexpr int ROWS = ROWS_, TM = TM_, TN = TN_, HN = HN_;
   static constexpr int RM = ROWS / ROW_LANES;  // rows of Z1 a lane
   static constexpr int COLUMNS = COLUMN_LANES * HN;  // of Z1 that are summed in one go over k
-  static constexpr int BLOCKS = TM * TN <= 64 ? 2 : 1;  // that have to fit on a multiprocessor
+  // Blocks that have to fit on a multiprocessor: two where the accumulators leave room in 128 registers.
+  static constexpr int BLOCKS = TM * TN <= 64 && TM * TN + RM * HN < 96 ? 2 : 1;
   static_assert(ROWS % ROW_LANES == 0, "every lane has as many rows");
 };
 
@@ -339,7 +340,8 @@ __global__ void __launch_bounds__(STEP_THREADS, TILE::BLOCKS)
       const int count = min(group_rows, D - d) * H;
       T* const to = partial + static_cast<long long>(d) * H;
 #pragma unroll 1
-      for (int k = threadIdx.x * G; k + G <= count; k += STEP_THREADS * G) store_vector<G>(to + k, load_vector<G>(shared + k));
+      for (int k = threadIdx.x * G; k + G <= count; k += STEP_THREADS * G)
+        store_vector<G>(to + k, load_vector<G>(shared + k));
 #pragma unroll 1
       for (int k = count / G * G + threadIdx.x; k < count; k += STEP_THREADS) to[k] = shared[k];
     }

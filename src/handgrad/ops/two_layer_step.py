@@ -69,7 +69,8 @@ class Tile:
     @property
     def blocks(self) -> int:
         """Blocks whose registers fit on a multiprocessor: BLOCKS of StepTile."""
-        return 2 if self.TM * self.TN <= 64 else 1
+        gradient, forward = self.TM * self.TN, self.ROWS // ROW_LANES * self.HN
+        return 2 if gradient <= 64 and gradient + forward < 96 else 1
 
 
 ACCUMULATORS = {
