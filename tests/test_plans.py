@@ -254,7 +254,7 @@ def test_a_plan_has_the_keys_that_are_promised(path):
     assert json.loads(json.dumps(row)) == row
     text = str(shown)
     assert "predicted, not measured" in text
-    for word in (f"plan {path}", "A100", "S = ", "bytes of shared memory", row["reason"]):
+    for word in (f"plan {path}", "A100", "S = ", "bytes of dynamic shared memory", row["reason"]):
         assert word in text
     assert all(0 < share <= 1 for share in shown.wave_efficiency.values())
 
@@ -299,6 +299,21 @@ def test_the_optimizer_and_clipping_decide_the_last_launch():
     clipped = plan(net, 45, optimizer=Adam(), clip_norm=1.0)
     assert clipped.layout.problem.rule == "Store"
     assert clipped.launches_per_step == len(clipped.kernels) + 2
+
+
+def test_the_wave_efficiency_is_that_of_the_rounds():
+    """R1: S partitions in rounds of as many blocks as are resident; R4: blocks of its largest launch."""
+    net = network(device="cpu", sizes=(784, 50, 1), loss="mse")
+    for gpu, sms in (("A100", 108), ("H100", 132), ("L4", 58)):
+        shown = plan(net, 50_000, path="R1", gpu=gpu)
+        (blocks,) = shown.kernels[0].grid
+        S = shown.partitions
+        assert blocks <= min(S, 2 * sms)
+        slots = blocks if blocks < S else sms * -(-blocks // sms)
+        assert shown.wave_efficiency[gpu] == pytest.approx(S / (-(-S // slots) * slots))
+    shown = plan(network(device="cpu", sizes=(784, 512, 10)), 8192, path="R4", gpu="H100")
+    blocks = max(int(np.prod(one.grid)) for one in shown.kernels)
+    assert shown.wave_efficiency["H100"] == blocks / (-(-blocks // 132) * 132)
 
 
 def test_the_model_adds_up():
