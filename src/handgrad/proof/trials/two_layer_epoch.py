@@ -177,9 +177,7 @@ def epoch_trials(dtype: str, quick: bool) -> list[Trial]:
     return trials
 
 
-def _trial(
-    dtype: str, N: int, D: int, H: int, C: int, *, schedules: bool = False, **keywords: Any
-) -> Trial:
+def _trial(dtype: str, N: int, D: int, H: int, C: int, *, schedules: bool = False, **keywords: Any) -> Trial:
     run = functools.partial(epoch, dtype=dtype, N=N, D=D, H=H, C=C, **keywords)
     words = {
         "bias": "" if keywords.get("bias", True) else "no bias",
