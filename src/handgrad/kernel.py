@@ -104,7 +104,9 @@ class Kernel:
         if xp.__name__ == "cupy":
             self._launch_cuda(grid, block, args, shared, cooperative)
         else:
-            xp.launch(kernels_directory() / self.file, self.expression, grid, block, args, shared, cooperative)
+            xp.launch(
+                kernels_directory() / self.file, self.expression, grid, block, args, shared, cooperative
+            )
 
     def _launch_cuda(
         self,
@@ -139,7 +141,6 @@ class Kernel:
                 f"{self.expression} grid {grid} block {block}: {cuda_error_message(error)}"
             ) from error
 
-
     def _require_residency(
         self, function: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int
     ) -> None:
@@ -147,13 +148,12 @@ class Kernel:
         import cupy
 
         blocks, sms = math.prod(grid), _cuda_limits(int(cupy.cuda.runtime.getDevice())).sms
-        each = int(
-            cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.kernel.ptr, math.prod(block), shared)
-        )
+        occupancy = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+        each = int(occupancy(function.kernel.ptr, math.prod(block), shared))
         if blocks > each * sms:
             raise KernelError(
-                f"{self.expression}: a cooperative grid of {blocks} blocks: the GPU's {sms} multiprocessors hold "
-                f"{each} each at a time, {each * sms} in all; launch fewer blocks"
+                f"{self.expression}: a cooperative grid of {blocks} blocks: the GPU's {sms} multiprocessors "
+                f"hold {each} each at a time, {each * sms} in all; launch fewer blocks"
             )
 
 

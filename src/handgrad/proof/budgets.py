@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from handgrad.kernel import Entry, Kernel, catalogue
-from handgrad.ops import activation, batch, checks, linear, loss, optimizer, two_layer_reduce
+from handgrad.ops import activation, batch, checks, linear, loss, optimizer, two_layer_epoch, two_layer_reduce
 from handgrad.ops.two_layer import Problem
 from handgrad.ops.two_layer_general_geometry import Geometry
 from handgrad.proof.figures import Figures
@@ -34,6 +34,18 @@ STEPS = (
     (8192, 784, 512, 10, "cross_entropy"),
     (1024, 784, 256, 10, "cross_entropy"),
     (64, 784, 50, 10, "cross_entropy"),
+)
+
+# Of the epoch in one launch: slices in shared and in global memory, each rule, floats and images.
+EPOCHS = tuple(
+    f"two_layer_epoch<{settings}>"
+    for settings in (
+        "Sgd<float>, float, Relu, CrossEntropy, 16, 4, true",
+        "Momentum<float>, unsigned char, Relu, CrossEntropy, 16, 4, false",
+        "Adam<float>, unsigned char, Tanh, CrossEntropy, 16, 1, true",
+        "Sgd<float>, float, Relu, MeanSquaredError<Identity>, 0, 4, false",
+        "Adam<double>, double, Sigmoid, MeanSquaredError<Sigmoid>, 0, 2, true",
+    )
 )
 
 # (expression, architecture) of the kernels that may spill, and why.
@@ -74,6 +86,7 @@ def chosen() -> tuple[Kernel, ...]:
         two_layer_reduce.kernel_of("Momentum", SINGLE),
         two_layer_reduce.kernel_of("Adam", SINGLE),
         *general_kernels(),
+        *(Kernel(two_layer_epoch.FILE, text) for text in EPOCHS),
     ]
     assert len(set(kernels)) <= MOST_KERNELS, "more kernels than the time of a check allows for"
     order = [entry.name for entry in catalogue()]

@@ -21,7 +21,7 @@ Bools = NDArray[np.bool_]
 
 
 def exact(values: Floats | Bounded) -> Bounded:
-    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0; what is bounded stays so."""
+    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0; a Bounded stays."""
     if isinstance(values, Bounded):
         return values
     precision = PRECISIONS[values.dtype.name]
