@@ -31,6 +31,7 @@ KEYS = {
     *("path", "launches_per_step", "launches_per_epoch", "kernels", "partitions", "workspace_bytes"),
     *("traffic", "predicted_seconds", "reason"),
 }
+PLACES = 8  # boundaries that are tried, at most
 LAUNCHES = {"R1": 2, "R2": 0, "R3": 2, "R4": 4}
 
 
@@ -105,55 +106,79 @@ def test_a_refusal_is_a_function_of_the_problem_and_lay_out_agrees(path):
             assert all(size > 0 for one in layout.launches for size in (*one.grid, *one.block))
 
 
-def boundary(low, high, **fixed):
-    """The largest side from ``low`` that keeps the path of ``low``; ``fixed`` has the name of the side."""
-    (side,) = [name for name in "DHC" if name not in fixed]
+def boundaries_along(side, most, epoch=False, **fixed):
+    """Each largest side up to ``most`` whose successor takes another path."""
 
     def path_at(value):
-        return choose(Problem(**({"N": 33} | fixed | {side: value}))).layout.path
+        return choose(Problem(**({"N": 33} | fixed | {side: value})), None, epoch).layout.path
 
-    first = path_at(low)
-    if path_at(high) == first:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if path_at(middle) == first else (low, middle)
-    return low
+    found, low = [], 1
+    while path_at(low) != path_at(most):
+        high = most
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if path_at(middle) == path_at(low) else (low, middle)
+        found.append(low)
+        low = high
+    return found
 
 
 def boundaries():
+    """Sizes just below and just above each boundary of the choice for a step, one after the other."""
     found = []
     for side, fixed in (
         ("D", {"H": 50, "C": 3}),
-        ("D", {"H": 100, "C": 1}),
         ("H", {"D": 20, "C": 3}),
         ("H", {"D": 500, "C": 3}),
         ("C", {"D": 20, "H": 12}),
+        ("D", {"H": 100, "C": 1}),
     ):
-        last = boundary(1, 4000, **fixed)
-        if last is not None:
-            found += [({**fixed, side: last}, side), ({**fixed, side: last + 1}, side)]
+        for last in boundaries_along(side, 4000, **fixed):
+            found += [{**fixed, side: last}, {**fixed, side: last + 1}]
     return found
 
 
 def test_there_are_boundaries_between_the_paths():
-    sides = boundaries()
-    assert len(sides) >= 6
-    for (below, _), (above, _) in zip(sides[::2], sides[1::2], strict=True):
+    sides, met = boundaries(), set()
+    for below, above in zip(sides[::2], sides[1::2], strict=True):
         a, b = (choose(Problem(N=33, **sizes)).layout for sizes in (below, above))
-        assert a.path != b.path
+        assert STEP_PATHS.index(a.path) < STEP_PATHS.index(b.path)
         assert refusal_of(b.problem, a.path), "the one above is refused by the path below"
+        met.add((a.path, b.path))
+    assert {("R1", "R3"), ("R3", "R4"), ("R1", "R4")} <= met
+    assert len(sides) <= 2 * PLACES
 
 
 @pytest.mark.parametrize(
-    "number", [0, 1, *(pytest.param(number, marks=pytest.mark.slow) for number in range(2, 10))]
+    ("side", "fixed"),
+    [("N", {"D": 784, "H": 50, "C": 10}), ("C", {"D": 64, "H": 32})],
+    ids=str,
+)
+def test_whole_epochs_change_between_r2_and_steps_where_the_plan_says_why(side, fixed):
+    places = boundaries_along(side, 3000, epoch=True, **fixed)
+    assert places
+    for last in places:
+        for value in (last, last + 1):
+            problem = Problem(**({"N": 33} | fixed | {side: value}))
+            chosen = choose(problem, None, True)
+            refusal = refusal_of(problem, "R2")
+            if chosen.layout.path == "R2":
+                assert refusal == ""
+                assert chosen.reason.startswith("predicted faster: ")
+            else:
+                assert chosen.layout == choose(problem).layout, "the choice for a step"
+                assert (f"R2 cannot: {refusal}" if refusal else "R2 is predicted slower: ") in chosen.reason
+
+
+@pytest.mark.parametrize(
+    "number", [0, 1, *(pytest.param(number, marks=pytest.mark.slow) for number in range(2, 2 * PLACES))]
 )
 def test_both_sides_of_a_boundary_are_right(number):
     """The gradient just below and just above, against float64 NumPy."""
     sides = boundaries()
     if number >= len(sides):
         pytest.skip("fewer boundaries than places for them")
-    sizes, _ = sides[number]
+    sizes = sides[number]
     D, H, C = sizes["D"], sizes["H"], sizes["C"]
     loss = "mse" if C == 1 else "cross_entropy"
     X, y = data(33, D, C, loss)
@@ -299,6 +324,16 @@ def test_the_optimizer_and_clipping_decide_the_last_launch():
     clipped = plan(net, 45, optimizer=Adam(), clip_norm=1.0)
     assert clipped.layout.problem.rule == "Store"
     assert clipped.launches_per_step == len(clipped.kernels) + 2
+
+
+def test_slices_that_no_cache_holds_are_moved_every_step():
+    """R2 with weights of 100 MB, more than any L2: read twice and written once a step."""
+    net = network(device="cpu", sizes=(8000, 3200, 1), loss="mse")
+    shown = plan(net, 64, path="R2", gpu="H100")
+    slices = shown.layout.workspace["epoch.slices"]
+    assert slices > gpus.find_gpu("H100").l2_bytes
+    compulsory = sum(shown.layout.compulsory.values())
+    assert shown.predictions["H100"].dram == pytest.approx((compulsory + 3 * slices) / 3.35e12)
 
 
 def test_the_wave_efficiency_is_that_of_the_rounds():

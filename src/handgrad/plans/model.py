@@ -90,9 +90,11 @@ def predict(layout: Layout, gpu: Gpu | str, captured: bool = True) -> StepTime:
 def _of_an_epoch(layout: Layout, gpu: Gpu) -> StepTime:
     """A step of R2: its busiest block on a multiprocessor of its own, and the barriers."""
     parts = two_layer_epoch.pieces(layout)
+    slices = layout.workspace.get("epoch.slices", 0)  # of weights and state that are not in shared memory
+    moved = 3 * slices if slices > gpu.l2_bytes else 0
     return StepTime(
         gpu,
-        dram=sum(layout.compulsory.values()) / gpu.bandwidth,
+        dram=(sum(layout.compulsory.values()) + moved) / gpu.bandwidth,
         l2=parts.l2_bytes / (L2_BYTES_PER_CLOCK * gpu.clock),
         arithmetic=2 * parts.multiply_adds * gpu.sms / gpu.rate(layout.problem.precision),
         launches=0.0,
