@@ -403,14 +403,16 @@ def test_an_epoch_launches_what_its_plan_says(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_workspace_is_as_large_as_the_plan_says_and_nothing_is_allocated_later(path, monkeypatch):
-    net, optimizer = network(path), SGD(0.1)
+    net, optimizer = network(path), Adam(0.01)
     X, y = data(135)
     X, y = on_emulator(X, y.astype(np.int32))
     order = np.random.default_rng(0).permutation(135)
     net.train_epoch(X, y, order, 45, optimizer)
     (bound,) = net._planned._bound.values()
     gathered = 0 if path == "R2" else 45 * (20 + 1) * 4
-    assert bound.workspace.nbytes == plan(net, 45, samples=135).workspace_bytes + gathered
+    assert (
+        bound.workspace.nbytes == plan(net, 45, samples=135, optimizer=optimizer).workspace_bytes + gathered
+    )
     allocated = []
     allocate = emulator.array._allocate
     monkeypatch.setattr(
@@ -463,8 +465,8 @@ def test_uint8_stays_uint8_into_the_kernels(path):
     nets = [network(path), network(path)]
     X, floats = on_emulator(images, (images * np.float32(1 / 255) - np.float32(0.5)).astype(np.float32))
     (labels,) = on_emulator(y)
-    stored = nets[0].train_epoch(X, labels, order, 45, SGD(0.1), scale=1 / 255, shift=-0.5)
-    scaled = nets[1].train_epoch(floats, labels, order, 45, SGD(0.1))
+    stored = nets[0].train_epoch(X, labels, order, 45, Adam(0.01), scale=1 / 255, shift=-0.5)
+    scaled = nets[1].train_epoch(floats, labels, order, 45, Adam(0.01))
     np.testing.assert_allclose(to_numpy(stored), to_numpy(scaled), rtol=1e-5)
     parameters = [to_numpy(net.flat_parameters.flat) for net in nets]
     np.testing.assert_allclose(*parameters, rtol=0, atol=1e-6)

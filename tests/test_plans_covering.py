@@ -96,11 +96,10 @@ def run_case(trial):
 
 
 @pytest.mark.parametrize("path", STEP_PATHS)
-def test_a_few_rows_of_each_path(path):
+def test_a_row_of_each_path(path):
     """The first of each path in the default run; -m slow runs them all."""
-    mine = [number for number, row in enumerate(ROWS) if row[0] == path][:3]
-    for number in mine:
-        test_a_row_is_within_the_bounds_of_the_reference(number)
+    number = next(number for number, row in enumerate(ROWS) if row[0] == path)
+    test_a_row_is_within_the_bounds_of_the_reference(number)
 
 
 EPOCH_ROWS = pairwise(
@@ -118,7 +117,7 @@ EPOCH_ROWS = pairwise(
 
 @pytest.mark.skipif("R2" not in paths.MODULES, reason="without R2")
 @pytest.mark.parametrize(
-    "number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, len(EPOCH_ROWS)))]
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, len(EPOCH_ROWS)))]
 )
 def test_an_epoch_of_one_batch_moves_the_parameters_by_the_gradient(number):
     """R2 with SGD: w - lr g, g within the reference's bound, and w rounded."""
