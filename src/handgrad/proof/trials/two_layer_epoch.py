@@ -170,7 +170,7 @@ def epoch_trials(dtype: str, quick: bool) -> list[Trial]:
             row["output"] = "identity"
         if row["setting"].startswith("adam"):  # no bound has a root that may be of 0
             row["reduction"] = "mean"
-    scheduled = {"setting": "momentum", "loss": "cross_entropy", "activation": "relu"}
+    scheduled: dict[str, Any] = {"setting": "momentum", "loss": "cross_entropy", "activation": "relu"}
     trials = [_trial(dtype, **row) for row in rows]
     for sms in (0, 1):  # slices in shared memory, and in global memory
         trials.append(_trial(dtype, 9, 24, 12, 3, **scheduled, sms=sms, schedules=True))
