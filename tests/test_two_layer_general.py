@@ -26,6 +26,7 @@ from handgrad.ops.two_layer_general_geometry import (
     SHORT,
     SKINNY,
     SLIM,
+    SMALL,
     WIDE,
     Geometry,
     MmaTile,
@@ -353,7 +354,7 @@ def test_tiles_change_where_they_should(size, tile):
 def test_tiles_of_the_second_layer_change_where_they_should():
     chosen = [choose_output_tile(C, "float32") for C in (1, 4, 5, 16, 17)]
     assert chosen == [SLIM, SLIM, SKINNY, SKINNY, LONG]
-    assert [choose_output_tile(C, "float64") for C in (4, 5, 16, 17)] == [SLIM, SHORT, SHORT, MEDIUM]
+    assert [choose_output_tile(C, "float64") for C in (4, 5, 16, 17)] == [SLIM, SHORT, SHORT, SMALL]
     assert choose_output_tile(17, "bfloat16").precision == "bfloat16"
     assert choose_output_tile(16, "bfloat16") == SKINNY
     assert not Geometry(problem(5, 5, 5, 16)).stores_dZ1

@@ -64,6 +64,7 @@ LONG = FmaTile(64, 128, 8, 8, 8)  # of the second layer, above 16 columns
 NARROW = FmaTile(128, 32, 16, 8, 4)  # up to 32 columns
 SKINNY = FmaTile(128, 16, 16, 4, 4)  # up to 16
 SHORT = FmaTile(64, 16, 16, 2, 4)  # the same in float64
+SMALL = FmaTile(64, 32, 16, 4, 4)  # of the second layer in float64, above 16 columns
 SLIM = FmaTile(128, 4, 16, 4, 1)  # up to 4
 
 
@@ -92,7 +93,7 @@ def choose_output_tile(C: int, precision: str) -> AnyTile:
     if C <= SLIM.BN:
         return SLIM
     if precision == "float64":
-        return SHORT if C <= FEW else MEDIUM
+        return SHORT if C <= FEW else SMALL
     if C <= FEW:
         return SKINNY
     return MmaTile(precision, 64, 64, 16, 32, 32) if precision in TENSOR else LONG
