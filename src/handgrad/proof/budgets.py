@@ -18,6 +18,7 @@ from handgrad.kernel import Entry, Kernel, catalogue
 from handgrad.ops import activation, batch, checks, linear, loss, optimizer, two_layer_epoch, two_layer_reduce
 from handgrad.ops.two_layer import Problem
 from handgrad.ops.two_layer_general_geometry import Geometry
+from handgrad.plans.choice import choose
 from handgrad.proof.figures import Figures
 from handgrad.proof.machine_code import ARCHITECTURES, load_nvrtc
 
@@ -56,34 +57,26 @@ SPILLS_LET_PASS: dict[tuple[str, str], str] = {}
 
 
 def chosen() -> tuple[Kernel, ...]:
-    """The instantiations watched: those of :data:`STEPS`, every tile, and each kernel of the catalogue."""
+    """The instantiations watched: those of :data:`STEPS`' plans, every tile, each kernel of the catalogue."""
     kernels = [kernel for step in STEPS for kernel in step_kernels(*step)]
-    steps = {(_function(kernel), tile) for kernel in kernels for tile in _tiles(kernel)}
     for tile in linear.TILES:
         wide = _width(tile.BN)
-        kernels += [
-            kernel
-            for kernel in (
-                linear.forward_kernel(tile, "relu", SINGLE, 4, wide),
-                linear.backward_input_kernel(tile, "relu", SINGLE, 4, wide),
-                linear.backward_weight_kernel(tile, SINGLE, 4, wide),
-            )
-            if (_function(kernel), tile) not in steps
-        ]
+        kernels.append(linear.forward_kernel(tile, "relu", SINGLE, 4, wide))
+        if tile in (linear.WIDE, linear.MEDIUM):
+            kernels.append(linear.backward_input_kernel(tile, "relu", SINGLE, 4, wide))
+            kernels.append(linear.backward_weight_kernel(tile, SINGLE, 4, wide))
     kernels += [
         linear.forward_kernel(linear.MEDIUM, "relu", DOUBLE, 2, 2),
-        linear.backward_input_kernel(linear.MEDIUM, "relu", DOUBLE, 2, 2),
-        linear.backward_weight_kernel(linear.MEDIUM, DOUBLE, 2, 2),
+        linear.reduce_kernel(SINGLE),
         activation.kernel("activation_forward", "sigmoid", SINGLE, 4),
         activation.kernel("activation_backward", "tanh", SINGLE, 4),
         loss.elementwise_kernel("bce", "identity", SINGLE),
-        loss.rows_kernel("hinge", SINGLE, 16),
+        loss.rows_kernel("cross_entropy", SINGLE, 16),
         optimizer.squares_kernel(SINGLE),
-        optimizer.update_kernel("Sgd", SINGLE),
+        optimizer.update_kernel("Momentum", SINGLE),
         optimizer.update_kernel("Adam", SINGLE),
         batch.gather_kernel(np.dtype(np.uint8), SINGLE, 4),
         batch.gather_kernel(np.dtype(np.int32), np.dtype(np.int32), 1),
-        two_layer_reduce.kernel_of("Momentum", SINGLE),
         two_layer_reduce.kernel_of("Adam", SINGLE),
         *general_kernels(),
         *(Kernel(two_layer_epoch.FILE, text) for text in EPOCHS),
@@ -94,21 +87,9 @@ def chosen() -> tuple[Kernel, ...]:
 
 
 def step_kernels(N: int, D: int, H: int, C: int, loss_name: str) -> list[Kernel]:
-    """What one step of D → H (relu) → C with momentum launches for aligned float32 arrays of N samples."""
-    hidden, output = linear.choose_tile(N, H), linear.choose_tile(N, C)
-    first, second = linear.choose_tile(D, H), linear.choose_tile(H, C)
-    return [
-        linear.forward_kernel(hidden, "relu", SINGLE, _width(hidden.BK, D), _width(hidden.BN, H)),
-        linear.forward_kernel(output, "identity", SINGLE, _width(output.BK, H), _width(output.BN, C)),
-        loss.elementwise_kernel(loss_name, "identity", SINGLE)
-        if loss_name in loss.ELEMENTWISE
-        else loss.rows_kernel(loss_name, SINGLE, loss.lanes_of(C)),
-        linear.backward_weight_kernel(second, SINGLE, _width(second.BM, H), _width(second.BN, C)),
-        linear.backward_input_kernel(hidden, "relu", SINGLE, _width(hidden.BK, C), _width(hidden.BN, H)),
-        linear.backward_weight_kernel(first, SINGLE, _width(first.BM, D), _width(first.BN, H)),
-        linear.reduce_kernel(SINGLE),
-        optimizer.update_kernel("Momentum", SINGLE),
-    ]
+    """What the plan of one step of D → H (relu) → C launches, with momentum, in float32."""
+    problem = Problem(N, D, H, C, loss=loss_name, rule="Momentum")
+    return [one.kernel for one in choose(problem).layout.launches]
 
 
 def general_kernels() -> list[Kernel]:
