@@ -4,10 +4,10 @@
 // once).  A thread issues copies, commits them as a group, and waits until all but its N latest groups have
 // landed; then, and after a barrier, its block may read them.
 //
+// grid_barrier is a barrier of all blocks of a cooperative launch.
+//
 // thread_in_block is threadIdx.x, read anew: what is computed from it is computed again at every use, instead of
 // being kept in registers that a kernel with large accumulators does not have.
-//
-// A barrier of all blocks of a cooperative launch.
 #pragma once
 
 constexpr int COPY_BYTES = 16;  // of one copy; both addresses are aligned to it

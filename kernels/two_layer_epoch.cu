@@ -135,6 +135,7 @@ __device__ __forceinline__ void copy_slice(T* slice, int place, T* w, T* state1,
   T* const flat[3] = {w, state1, state2};
 #pragma unroll
   for (int state = 0; state <= STATES; ++state) {
+#pragma unroll 1
     for (int k = threadIdx.x; k < slice_rows * slice_columns; k += EPOCH_THREADS) {
       const int row = k / slice_columns, column = k % slice_columns;
       const bool inside = row < rows && column < columns;
@@ -183,6 +184,7 @@ __device__ __forceinline__ void multiply_X(const Scratch<T>& m, const T* W1, con
   for (int k = threadIdx.x; k < half * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups, other = min(n + half, rows - 1);
     T sums[2][GROUP] = {};
+#pragma unroll 2
     for (int d = 0; d < e.SD; d += V) {
       const Vector<T, V> x0 = load_vector<V>(m.X + n * m.x_stride + d);
       const Vector<T, V> x1 = load_vector<V>(m.X + other * m.x_stride + d);
@@ -422,6 +424,7 @@ __global__ void __launch_bounds__(EPOCH_THREADS, sizeof(typename Rule::Element) 
       rules[threadIdx.x] = Rule::prepare(hyperparameters, done + step + static_cast<int>(threadIdx.x) + 1);
 
     T* const Z1 = partial_Z1 + (KEPT ? 0 : static_cast<long long>(step % 2) * cells * N * SH);
+#pragma unroll 1
     for (int cell = blockIdx.x; cell < cells; cell += gridDim.x) {
       const Cell c(cell, e);
       read_X<VX>(m, c, e, X, batch, rows, scale, shift);
@@ -431,6 +434,7 @@ __global__ void __launch_bounds__(EPOCH_THREADS, sizeof(typename Rule::Element) 
     }
     grid_barrier(barrier, gridDim.x);  // all parts of Z1 are there
 
+#pragma unroll 1
     for (int cell = blockIdx.x; cell < cells; cell += gridDim.x) {
       const Cell c(cell, e);
       const Slices<T> s = slices_of(cell);
@@ -449,6 +453,7 @@ __global__ void __launch_bounds__(EPOCH_THREADS, sizeof(typename Rule::Element) 
     }
     __syncthreads();  // dZ2 is whole
 
+#pragma unroll 1
     for (int cell = blockIdx.x; cell < cells; cell += gridDim.x) {
       const Cell c(cell, e);
       const Slices<T> s = slices_of(cell);

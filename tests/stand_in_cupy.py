@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -83,14 +83,6 @@ class StandInCupy(ModuleType):
         stand_in = self
 
         class Device:
-            compute_capability = "90"
-            attributes: ClassVar = {
-                "MultiProcessorCount": 132,
-                "MaxSharedMemoryPerBlockOptin": 227 * 1024,
-                "MaxRegistersPerBlock": 65536,
-                "L2CacheSize": 50 * 2**20,
-            }
-
             def __init__(self, index: int) -> None:
                 self.id = index
                 self.attributes = stand_in.attributes

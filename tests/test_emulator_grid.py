@@ -1,4 +1,4 @@
-"""Cooperative launches on the emulator: every block resident, barriers of the whole grid, and what goes wrong."""
+"""Cooperative launches on the emulator: every block resident, barriers of the grid, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ def test_blocks_at_different_barriers(order: str) -> None:
     with emulator.settings(order=order):
         text = message("waits_elsewhere", emulator.zeros(4, np.int32), counters())
         one, other = (line_of(f"waits_elsewhere{word}") for word in ("", " other"))
-        assert re.search(rf"deadlock of the grid: [13] of 4 blocks wait in grid_barrier at ({one}|{other})", text)
+        assert re.search(
+            rf"deadlock of the grid: [13] of 4 blocks wait in grid_barrier at ({one}|{other})", text
+        )
         assert f"grid_barrier at {one}" in text
         assert f"grid_barrier at {other}" in text
         text = message("divergent", emulator.zeros(4, np.int32), counters())
@@ -175,7 +177,9 @@ def test_a_wrong_number_of_blocks() -> None:
 
 def test_a_launch_that_is_not_cooperative() -> None:
     args = (emulator.zeros((3, 32), np.int32), counters(), np.int32(1))
-    with pytest.raises(emulator.EmulatorError, match=r"grid_barrier at grid.cu:\d+ .* launch it with cooperative=True"):
+    with pytest.raises(
+        emulator.EmulatorError, match=r"grid_barrier at grid.cu:\d+ .* launch it with cooperative=True"
+    ):
         emulator.launch(GRID, "rotate<true>", (3,), (32,), args)
     emulator.launch(GRID, "rotate<true>", (1,), (32,), args)  # one block is always there
 
@@ -186,7 +190,9 @@ def test_a_missing_barrier_is_a_race(order: str) -> None:
         args = (emulator.asarray(whole_numbers(4, 32)), counters(), np.int32(3))
         text = message("rotate<false>", *args, fault="races")
         assert "nothing orders the two blocks" in text
-        text = message("unfenced", emulator.empty(4, np.int32), emulator.empty(4, np.int32), counters(), fault="races")
+        text = message(
+            "unfenced", emulator.empty(4, np.int32), emulator.empty(4, np.int32), counters(), fault="races"
+        )
         assert "reads x[" in text
         assert "nothing orders the two blocks" in text
 
@@ -205,7 +211,9 @@ def test_a_missing_barrier_shows_in_the_result() -> None:
 def test_the_end_of_a_blocks_shared_memory(search: str) -> None:
     with searching(search):
         text = message("past_shared", emulator.empty(4, np.int32), counters(), shared=16, fault="memory")
-    assert "thread (0,0,0) of block (1,0,0) writes 4 bytes, just past the end of dynamic shared memory" in text
+    assert (
+        "thread (0,0,0) of block (1,0,0) writes 4 bytes, just past the end of dynamic shared memory" in text
+    )
     assert text.endswith(line_of("past_shared"))
 
 
@@ -225,7 +233,7 @@ def test_a_grid_above_residency_is_refused() -> None:
         launch("rotate<true>", 8, 1024, *args)
         with pytest.raises(
             emulator.EmulatorError,
-            match=r"a cooperative grid of 9 blocks: 8 multiprocessors of sm_89 hold 1 each at a time, 8 in all",
+            match=r"cooperative grid of 9 blocks: 8 multiprocessors of sm_89 hold 1 each at a time, 8 in all",
         ):
             launch("rotate<true>", 9, 1024, *args)
     with emulator.settings(arch="sm_90", sms=5):

@@ -169,9 +169,9 @@ def test_a_header_affects_every_kernel_that_includes_it():
         return {entry.op.split(".")[0] for entry in affected(kernels_directory(), file)}
 
     assert ops("batch.cu") == {"batch"}
-    assert ops("tile_product.cuh") == {"linear"}
-    assert ops("activation.cuh") == {"activation", "linear", "loss"}
-    assert ops("common.cuh") == {"activation", "batch", "linear", "loss", "optimizer"}
+    assert ops("tile_product.cuh") == {"linear", "two_layer"}
+    assert ops("activation.cuh") == {"activation", "linear", "loss", "two_layer"}
+    assert ops("common.cuh") == {"activation", "batch", "linear", "loss", "optimizer", "two_layer"}
 
 
 # ---- fates -----------------------------------------------------------------------------------------------

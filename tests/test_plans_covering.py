@@ -39,7 +39,8 @@ FACTORS = {
 
 
 def rows():
-    """The array's rows as problems that their path takes; a precision that it lacks becomes float32."""
+    """The array's rows as problems that their path takes; pixels or a precision that it lacks are numbers of
+    the dtype instead."""
     found = []
     for row in pairwise(FACTORS, seed=SEED):
         dtype = "float64" if row["precision"] == "float64" else "float32"
@@ -50,8 +51,10 @@ def rows():
             **{"loss": loss, "output": output, "dtype": dtype},
             "inputs": "uint8" if row["pixels"] else dtype,
         }
-        if refusal_of(two_layer.Problem(**problem), row["path"]) and dtype == "float32":
-            problem["precision"] = "float32"
+        for relaxed in ({}, {"inputs": dtype}, {"precision": dtype}, {"inputs": dtype, "precision": dtype}):
+            if not refusal_of(two_layer.Problem(**{**problem, **relaxed}), row["path"]):
+                problem |= relaxed
+                break
         found.append((row["path"], problem, row["x"]))
     return found
 
@@ -93,11 +96,10 @@ def run_case(trial):
 
 
 @pytest.mark.parametrize("path", STEP_PATHS)
-def test_a_few_rows_of_each_path(path):
+def test_a_row_of_each_path(path):
     """The first of each path in the default run; -m slow runs them all."""
-    mine = [number for number, row in enumerate(ROWS) if row[0] == path][:3]
-    for number in mine:
-        test_a_row_is_within_the_bounds_of_the_reference(number)
+    number = next(number for number, row in enumerate(ROWS) if row[0] == path)
+    test_a_row_is_within_the_bounds_of_the_reference(number)
 
 
 EPOCH_ROWS = pairwise(
@@ -115,7 +117,7 @@ EPOCH_ROWS = pairwise(
 
 @pytest.mark.skipif("R2" not in paths.MODULES, reason="without R2")
 @pytest.mark.parametrize(
-    "number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, len(EPOCH_ROWS)))]
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, len(EPOCH_ROWS)))]
 )
 def test_an_epoch_of_one_batch_moves_the_parameters_by_the_gradient(number):
     """R2 with SGD: w - lr g, g within the reference's bound, and w rounded."""
@@ -145,6 +147,7 @@ def test_an_epoch_of_one_batch_moves_the_parameters_by_the_gradient(number):
 def test_a_planted_fault_is_found(monkeypatch):
     """The comparison itself: a gradient that is off by a thousandth fails."""
     path, problem, x = next(row for row in ROWS if row[1]["precision"] == "float32" and row[1]["N"] > 1)
+    assert not refusal_of(two_layer.Problem(**problem), path)
     (trial,) = path_trials("plans", paths.MODULES[path], [{**problem, "x": x}])
     right = paths.MODULES[path].run
 

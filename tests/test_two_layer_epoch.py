@@ -72,7 +72,9 @@ class Training:
             assert set(own) == set(expected)
             for name, value in expected.items():
                 largest = np.abs(value).max()
-                np.testing.assert_allclose(to_numpy(own[name]), value, rtol=0, atol=bound * largest, err_msg=name)
+                np.testing.assert_allclose(
+                    to_numpy(own[name]), value, rtol=0, atol=bound * largest, err_msg=name
+                )
 
     def bits(self) -> bytes:
         states = [to_numpy(state.flat).tobytes() for state in self.optimizer._state.values()]
@@ -138,7 +140,14 @@ def prebuild(cases: list[dict[str, Any]], mode: str = "plain") -> None:
 FEW: list[dict[str, Any]] = [
     {"optimizer": "momentum"},
     {"optimizer": "momentum", "sms": NOT_KEPT},
-    {"optimizer": "sgd", "loss": "mse", "output": "sigmoid", "activation": "relu", "D": 24, "reduction": "sum"},
+    {
+        "optimizer": "sgd",
+        "loss": "mse",
+        "output": "sigmoid",
+        "activation": "relu",
+        "D": 24,
+        "reduction": "sum",
+    },
     {"optimizer": "adamw", "loss": "hinge", "inputs": "uint8", "D": 24, "sms": NOT_KEPT},
     {"optimizer": "adam", "loss": "bce", "activation": "softplus", "dtype": "float64", "bias": False},
     {"optimizer": "nesterov", "loss": "bce", "inputs": "uint8", "activation": "sigmoid", "C": 1},

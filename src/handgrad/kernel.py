@@ -148,15 +148,12 @@ class Kernel:
         import cupy
 
         blocks, sms = math.prod(grid), _cuda_limits(int(cupy.cuda.runtime.getDevice())).sms
-        each = int(
-            cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-                function.kernel.ptr, math.prod(block), shared
-            )
-        )
+        occupancy = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+        each = int(occupancy(function.kernel.ptr, math.prod(block), shared))
         if blocks > each * sms:
             raise KernelError(
-                f"{self.expression}: a cooperative grid of {blocks} blocks: the GPU's {sms} multiprocessors hold "
-                f"{each} each at a time, {each * sms} in all; launch fewer blocks"
+                f"{self.expression}: a cooperative grid of {blocks} blocks: the GPU's {sms} multiprocessors "
+                f"hold {each} each at a time, {each * sms} in all; launch fewer blocks"
             )
 
 

@@ -96,7 +96,8 @@ def launch(
 ) -> None:
     """Run one kernel: ``grid`` blocks of ``block`` threads, ``shared`` bytes of dynamic shared memory each.
 
-    The blocks of a ``cooperative`` launch are all resident from the start, so that they may wait for each other.
+    The blocks of a ``cooperative`` launch are all resident from the start, so that they may wait for each
+    other.
 
     ``args`` are emulated arrays, NumPy scalars or ``None`` (a null pointer), of the number, kinds and sizes
     of the kernel's C++ parameters: ``TypeError`` names the first that is not.  :class:`EmulatorError` reports

@@ -27,8 +27,8 @@ SHARED_BYTES_PER_BLOCK = {
     "sm_100": 227 * 1024,
     "sm_120": 99 * 1024,
 }
-# What one multiprocessor holds at a time, of the same table: threads, blocks, bytes of shared memory (each block
-# takes RESERVED_SHARED_BYTES more than it asks for, but on sm_75).
+# What one multiprocessor holds at a time, of the same table: threads, blocks, bytes of shared memory (each
+# block takes RESERVED_SHARED_BYTES more than it asks for, but on sm_75).
 THREADS_PER_SM = dict(zip(SHARED_BYTES_PER_BLOCK, (1024, 2048, 1536, 1536, 2048, 2048, 1536), strict=True))
 BLOCKS_PER_SM = dict(zip(SHARED_BYTES_PER_BLOCK, (16, 32, 16, 24, 32, 32, 24), strict=True))
 SHARED_BYTES_PER_SM = {
@@ -62,8 +62,8 @@ class Settings:
     ``copies`` says when asynchronous copies land: ``"late"`` at the wait that covers them, ``"early"`` when
     they are issued, ``"random"`` at either.
 
-    ``sms``: the multiprocessors that launch code is told of, and that bound a cooperative grid; results do not
-    depend on them.
+    ``sms``: the multiprocessors that launch code is told of, and that bound a cooperative grid; results do
+    not depend on them.
     """
 
     arch: str = "sm_80"

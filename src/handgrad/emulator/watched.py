@@ -137,7 +137,9 @@ class WatchedKernel(CompiledKernel):
         self(grid, block, moved, shared, cooperative)
         if search == "initialisation" and launch.unwritten_read:
             message = self._error()
-            self._require_no_influence(message, buffers, before, lambda: self(grid, block, moved, shared, cooperative))
+            self._require_no_influence(
+                message, buffers, before, lambda: self(grid, block, moved, shared, cooperative)
+            )
         for buffer in buffers:
             if buffer.original is not None:
                 buffer.original[...] = buffer.memory

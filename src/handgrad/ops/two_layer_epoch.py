@@ -5,12 +5,12 @@
     for every batch of ``order``:   Z1 = X W1 + b1,  A1 = f(Z1),  Z2 = A1 W2 + b2,  loss, dZ2,
                                     dW2, db2, dZ1, dW1, db1, and the optimizer's rule
 
-The parameters are cut into cells, SD columns of X by SH hidden units each; a block keeps a cell's slice of W1,
-with its state, in shared memory for the whole epoch, and a copy of the few parameters that its units need
-besides.  A step takes two barriers of the grid and exchanges the partial sums of Z1 and of the logits.  With
-fewer multiprocessors than cells, or too little shared memory, the slices lie in global memory and a block goes
-through several cells: the same sums in the same order.  The bits follow from the cells, and these from the
-shape.
+The parameters are cut into cells, SD columns of X by SH hidden units each; a block keeps a cell's slice of
+W1, with its state, in shared memory for the whole epoch, and a copy of the few parameters that its units
+need besides.  A step takes two barriers of the grid and exchanges the partial sums of Z1 and of the logits.
+With fewer multiprocessors than cells, or too little shared memory, the slices lie in global memory and a
+block goes through several cells: the same sums in the same order.  The bits follow from the cells, and these
+from the shape.
 
 Kernel: ``kernels/two_layer_epoch.cu``.  Test: ``tests/test_two_layer_epoch.py``.
 """
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from handgrad.arrays import Array, on_device_of
-
 from handgrad.emulator.settings import SHARED_BYTES_PER_BLOCK
 from handgrad.emulator.settings import resident_blocks as blocks_of_multiprocessor
 from handgrad.kernel import Entry, Kernel
@@ -79,7 +78,8 @@ def refusal(problem: Problem) -> str:
         return f"{problem.flat_size} parameters are above {checks.INT_LIMIT}"
     cells = cells_of(problem)
     if cells is None:
-        return f"no slices of N = {problem.N} by D = {problem.D} and H = {problem.H} fit the shared memory of a block"
+        shape = f"N = {problem.N} by D = {problem.D} and H = {problem.H}"
+        return f"no slices of {shape} fit the shared memory of a block"
     needed, limit = shared_bytes(problem, cells, kept=False), _shared_limit(problem.arch)
     if needed > limit:
         return f"a block needs {needed} bytes of shared memory, and {problem.arch} has {limit}"
@@ -110,8 +110,8 @@ def _cells(N: int, D: int, H: int, C: int, dtype: str, rows: bool) -> Cells | No
 
 def _widths(size: int) -> list[int]:
     """Slices of ``size`` of about equal widths, multiples of GROUP."""
-    widths = {-(-(-(-size // parts)) // GROUP) * GROUP for parts in range(1, min(size, MOST_CELLS) + 1)}
-    return sorted(widths)
+    each = [(size + parts - 1) // parts for parts in range(1, min(size, MOST_CELLS) + 1)]
+    return sorted({-(-width // GROUP) * GROUP for width in each})
 
 
 def _cost(N: int, C: int, cells: Cells) -> float:
@@ -301,7 +301,9 @@ def run(layout: Layout, arrays: StepArrays, order: Array, batch_size: int, losse
     if order.dtype != np.int32 or order.ndim != 1:
         raise TypeError(f"{op}: order must be int32 (count,), got {order.dtype} {tuple(order.shape)}")
     if X.dtype != problem.inputs or X.ndim != 2 or X.shape[1] != problem.D:
-        raise TypeError(f"{op}: X must be {problem.inputs} (rows, {problem.D}), got {X.dtype} {tuple(X.shape)}")
+        raise TypeError(
+            f"{op}: X must be {problem.inputs} (rows, {problem.D}), got {X.dtype} {tuple(X.shape)}"
+        )
     checks.require_int_sized(op, X=X, order=order)
     count = int(order.shape[0])
     batches = -(-count // batch_size)
@@ -328,7 +330,10 @@ def run(layout: Layout, arrays: StepArrays, order: Array, batch_size: int, losse
                 *(parameters.trainable, hyperparameters, parameters.flat, state1, state2, steps, losses),
                 *(buffers["epoch.partial_Z1"], buffers["epoch.partial_Z2"], buffers.get("epoch.slices")),
                 buffers["epoch.barrier"],
-                *(np.int32(n) for n in (count, problem.N, problem.D, problem.H, problem.C, cells.SD, cells.SH)),
+                *(
+                    np.int32(n)
+                    for n in (count, problem.N, problem.D, problem.H, problem.C, cells.SD, cells.SH)
+                ),
                 *(np.int32(place) for place in (b1, offsets["W2"], b2)),
                 *(dtype.type(number) for number in (arrays.scale, arrays.shift, *scales)),
                 shared=launch.shared,
@@ -363,7 +368,7 @@ def _buffers(layout: Layout, arrays: StepArrays) -> dict[str, Array]:
 
 
 def _instances() -> tuple[str, ...]:
-    """Every rule, loss and activation at least once in each dtype; both kinds of X, width and place of slices."""
+    """Every rule, loss and activation in each dtype; both kinds of X, of loads and of places of slices."""
     shape: dict[str, Any] = {"N": 64, "D": 784, "H": 128}
     chosen = (
         {"C": 10, "loss": "cross_entropy"},

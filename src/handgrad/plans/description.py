@@ -149,7 +149,8 @@ class Plan:
                 (
                     f"grid {'×'.join(map(str, one.grid))},",
                     f"block {'×'.join(map(str, one.block))},",
-                    f"{one.shared:,} bytes of shared memory" + (", cooperative" if one.cooperative else ""),
+                    f"{one.shared:,} bytes of dynamic shared memory"
+                    + (", cooperative" if one.cooperative else ""),
                 )
             )
             lines.append(f"    {one.name}: {sizes}")

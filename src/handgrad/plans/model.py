@@ -90,9 +90,11 @@ def predict(layout: Layout, gpu: Gpu | str, captured: bool = True) -> StepTime:
 def _of_an_epoch(layout: Layout, gpu: Gpu) -> StepTime:
     """A step of R2: its busiest block on a multiprocessor of its own, and the barriers."""
     parts = two_layer_epoch.pieces(layout)
+    slices = layout.workspace.get("epoch.slices", 0)  # of weights and state that are not in shared memory
+    moved = 3 * slices if slices > gpu.l2_bytes else 0
     return StepTime(
         gpu,
-        dram=sum(layout.compulsory.values()) / gpu.bandwidth,
+        dram=(sum(layout.compulsory.values()) + moved) / gpu.bandwidth,
         l2=parts.l2_bytes / (L2_BYTES_PER_CLOCK * gpu.clock),
         arithmetic=2 * parts.multiply_adds * gpu.sms / gpu.rate(layout.problem.precision),
         launches=0.0,
@@ -102,30 +104,25 @@ def _of_an_epoch(layout: Layout, gpu: Gpu) -> StepTime:
 
 
 def utilization(layout: Layout) -> float:
-    """The share of the chip that the launch with the most blocks keeps busy, in (0, 1].
-
-    Blocks that are all resident at once fill the chip by their number; partitions that fixed blocks loop over
-    fill it by whole rounds.
-    """
-    sms = layout.problem.sms
-    if layout.path == "R1":
-        efficiency = wave_efficiency(layout)
-        return max(efficiency, 1e-3)
-    blocks = max(math.prod(one.grid) for one in layout.launches)
-    return min(1.0, blocks / sms) if blocks < sms else blocks / (-(-blocks // sms) * sms)
+    """The share of the chip that a step keeps busy, in (0, 1]: its launch with the most blocks."""
+    return wave_efficiency(layout)
 
 
 def wave_efficiency(layout: Layout) -> float:
-    """S / (rounds * slots): what part of the rounds that S partitions take on the chip does work."""
-    slots = resident_blocks(layout)
-    rounds = -(-layout.partitions // slots)
-    return layout.partitions / (rounds * slots)
+    """What part of the rounds of blocks does work: pieces / (rounds * slots), a slot being a block's place.
+
+    R1's pieces are its S partitions, over which as many blocks loop as the GPU holds; the others' are the
+    blocks of the launch that has most, one a multiprocessor.
+    """
+    sms = layout.problem.sms
+    if layout.path == "R1":
+        pieces, slots = layout.partitions, resident_blocks(layout)
+    else:
+        pieces, slots = max(math.prod(one.grid) for one in layout.launches), sms
+    return pieces / (-(-pieces // slots) * slots)
 
 
 def resident_blocks(layout: Layout) -> int:
-    """Blocks of the path's first kernel that the GPU holds at once, as the path's own grid has it."""
-    if layout.path != "R1":
-        return layout.problem.sms
+    """Blocks of R1's first kernel that the GPU holds at once, as its own grid has it."""
     one = paths.module_of(layout.path).lay_out(dataclasses.replace(layout.problem, sms=1))
-    per_multiprocessor = math.prod(one.launches[0].grid)
-    return max(1, per_multiprocessor) * layout.problem.sms
+    return max(1, math.prod(one.launches[0].grid)) * layout.problem.sms

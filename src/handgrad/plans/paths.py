@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
-from handgrad.ops import two_layer_epoch, two_layer_pair, two_layer_step
+from handgrad.ops import two_layer_epoch, two_layer_general, two_layer_pair, two_layer_step
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 
 STEP_ORDER = ("R1", "R3", "R4")
@@ -45,4 +45,9 @@ def module_of(name: str) -> Path:
     return cast(Path, MODULES[name])
 
 
-MODULES: dict[str, Any] = {"R1": two_layer_step, "R2": two_layer_epoch, "R3": two_layer_pair}
+MODULES: dict[str, Any] = {
+    "R1": two_layer_step,
+    "R2": two_layer_epoch,
+    "R3": two_layer_pair,
+    "R4": two_layer_general,
+}

@@ -24,7 +24,6 @@ from handgrad.proof.trials.trial import Trial
 Host = NDArray[Any]
 
 PIXELS = (2 / 255, -1.0)  # scale and shift of uint8
-OPERAND_ERRORS = {"tf32": 2.0**-11, "3xtf32": 2.0**-22, "bfloat16": 2.0**-8}  # of rounding to nearest
 
 
 def path_step(
@@ -76,9 +75,8 @@ def path_step(
     @functools.cache
     def expected() -> two_layer_reference.Step:
         given = two_layer_reference.inputs(X, p.dtype, scale, shift)
-        error = OPERAND_ERRORS.get(p.precision, 0.0)
         return two_layer_reference.step(
-            given, targets, values, p.activation, p.output, p.loss, p.reduction, error
+            given, targets, values, p.activation, p.output, p.loss, p.reduction, p.precision
         )
 
     def whole() -> Bounded:
