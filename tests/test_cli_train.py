@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 
 import handgrad as hg
 from handgrad import checkpoint, datasets
-from handgrad.host.engine import Engine
 from handgrad.cli import data as samples_of
 from handgrad.cli import network, run_directory
+from handgrad.host.engine import Engine
 from handgrad.training import evaluate
 
 QUICK = ("--limit", "300", "--epochs", "2", "--hidden", "16", "--device", "cpu", "--no-plot")

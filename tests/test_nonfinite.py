@@ -184,4 +184,5 @@ def test_the_command_skips(data):
 
 
 def test_a_wrong_word(data):
-    assert "'halt' is not one of 'stop', 'skip', 'ignore'" in refused("train", "--data", data, "--on-nonfinite", "halt")
+    line = refused("train", "--data", data, "--on-nonfinite", "halt")
+    assert "'halt' is not one of 'stop', 'skip', 'ignore'" in line

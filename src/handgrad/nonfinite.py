@@ -1,9 +1,9 @@
 """NaN and inf in training: the step, the layer and the batch that they come from, and what then happens.
 
 The losses and the parameters are looked at after every stretch of steps, which costs next to nothing.  Where
-one is not finite, the network and the optimizer are put back to where the stretch began, and its steps are made
-once more, one by one: the same bits again, up to the first step whose loss, gradient or update is not finite.
-That step is undone, and the training stops there, or goes on without it.
+one is not finite, the network and the optimizer are put back to where the stretch began, and its steps are
+made once more, one by one: the same numbers again, up to the first step whose loss, gradient or update is not
+finite.  That step is undone, and the training stops there, or goes on without it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class NonFiniteError(RuntimeError):
     """Training met a NaN or inf; network and optimizer are as they were before that step.
 
     epoch, step: both from 1; layer: from 1, 0 where it is the data or the loss itself; name: the first array
-    that is not finite, as "Z1" or "dW2"; rows: the batch, as row numbers of the data (of their block, if streamed)
+    that is not finite, as "Z1" or "dW2"; rows: the batch, as row numbers of the data (of their block, if
+    streamed)
     """
 
     def __init__(self, epoch: int, step: int, found: Finding, rows: NDArray[np.integer]) -> None:
@@ -61,9 +62,9 @@ class Finding:
 class GuardedSteps:
     """Makes the steps of ``steps`` for ``net``, none of which leaves a NaN or inf behind.
 
-    ``choice``: "stop" raises :class:`NonFiniteError`, "skip" goes on with the next step; the loss of a skipped
-    step is NaN.  ``progress`` says where the call begins; ``skipped`` has the (epoch, step), both from 1, of
-    all that were left out.
+    ``choice``: "stop" raises :class:`NonFiniteError`, "skip" goes on with the next step; the loss of a
+    skipped step is NaN.  ``progress`` says where the call begins; ``skipped`` has the (epoch, step), both from
+    1, of all that were left out.
     """
 
     steps: Steps
