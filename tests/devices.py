@@ -16,7 +16,7 @@ from handgrad.network import MLP
 DEVICES = ("cpu", "emulator", *(() if cuda_problem() else ("cuda",)))
 
 
-def build_ahead(run: Callable[[], Any]) -> None:
+def build_ahead(run: Callable[[], Any], workers: int | None = None) -> None:
     """Build every kernel that ``run`` launches on the emulator, in parallel and several at a time.
 
     ``run`` is gone through once without launching anything: its results mean nothing.
@@ -28,7 +28,7 @@ def build_ahead(run: Callable[[], Any]) -> None:
         run()
     finally:
         emulator.launch = launch
-    emulator.prebuild(wanted)
+    emulator.prebuild(wanted, workers)
 
 
 def network_on(device: str, config: dict[str, Any], parameters: dict[str, Any], dtype: str) -> MLP:

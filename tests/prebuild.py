@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 
+from devices import build_ahead
+from test_gradients import launch_golden_cases
+
 from handgrad import emulator
 from handgrad.emulator.build import KERNELS_A_UNIT
 from handgrad.proof.correctness import Group, launched
@@ -21,6 +24,8 @@ def main() -> None:
         for start in range(0, len(pairs), KERNELS_A_UNIT):
             with contextlib.suppress(emulator.EmulatorError, emulator.CompilerNotFound):
                 emulator.prebuild(pairs[start : start + KERNELS_A_UNIT], workers=1)
+    with contextlib.suppress(emulator.EmulatorError, emulator.CompilerNotFound):
+        build_ahead(launch_golden_cases, workers=1)
 
 
 if __name__ == "__main__":

@@ -46,17 +46,18 @@ def check(case, device, dtype, intermediates):
             assert_norm(value, arrays[name], 1e-12, name)
 
 
+def launch_golden_cases():
+    """Everything that the golden cases launch on the emulator."""
+    for case, dtype, intermediates in itertools.product(CASES, DTYPES, (False, True)):
+        arrays = case["arrays"]
+        net = network_on("emulator", case["config"], make_golden.parameters(arrays), dtype)
+        everything(net, arrays["X"], arrays["y"], intermediates)
+
+
 @pytest.fixture(scope="module")
 def kernels_built():
     """All kernels that the golden cases launch, built together."""
-
-    def run():
-        for case, dtype, intermediates in itertools.product(CASES, DTYPES, (False, True)):
-            arrays = case["arrays"]
-            net = network_on("emulator", case["config"], make_golden.parameters(arrays), dtype)
-            everything(net, arrays["X"], arrays["y"], intermediates)
-
-    build_ahead(run)
+    build_ahead(launch_golden_cases)
 
 
 def test_the_golden_data_hold_every_combination():
