@@ -19,6 +19,7 @@ import handgrad as hg
 from handgrad import checkpoint, datasets
 from handgrad.cli import data as samples_of
 from handgrad.cli import network, run_directory
+from handgrad.host.engine import Engine
 from handgrad.training import evaluate
 
 QUICK = ("--limit", "300", "--epochs", "2", "--hidden", "16", "--device", "cpu", "--no-plot")
@@ -156,7 +157,7 @@ def test_a_compiler_that_ctrl_c_ended_is_an_interrupt(monkeypatch):
         signal.raise_signal(signal.SIGINT)
         raise RuntimeError("g++ failed")
 
-    monkeypatch.setattr(hg.MLP, "train_step", interrupted)
+    monkeypatch.setattr(Engine, "step", interrupted)
     result = handgrad("train", *QUICK)
     assert result.exit_code == 130
     assert "g++" not in result.stderr
@@ -438,7 +439,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 def test_ctrl_c_in_the_middle_of_an_epoch_leaves_a_whole_step(monkeypatch):
     """The signal comes in the third step; the weights are those of three whole steps."""
-    real, calls = hg.MLP.train_step, []
+    real, calls = Engine.step, []
 
     def step(self, *arguments, **options):
         calls.append(1)
@@ -446,7 +447,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch_leaves_a_whole_step(monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(hg.MLP, "train_step", step)
+    monkeypatch.setattr(Engine, "step", step)
     result = handgrad("train", "--limit", "1000", "--batch-size", "100", *QUICK[2:], "--out", "run")
     assert result.exit_code == 130
     assert len(calls) == 3
@@ -454,7 +455,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch_leaves_a_whole_step(monkeypatch):
     assert "interrupted after 0 of 2 epochs" in result.stdout
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    monkeypatch.setattr(hg.MLP, "train_step", real)
+    monkeypatch.setattr(Engine, "step", real)
     net = hg.MLP([784, 16, 10], loss="cross_entropy", device="cpu", seed=0)
     train = datasets.load("mnist-subset").train.head(1000)
     from handgrad.training import epoch_order
