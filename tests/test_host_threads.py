@@ -14,6 +14,7 @@ from host_engine import bits, forced, problem
 
 import handgrad as hg
 from handgrad.host import arrangement, blas, threads, update
+from handgrad.host.part import Part
 from handgrad.network import MLP
 
 
@@ -150,34 +151,62 @@ def test_a_function_that_runs_elsewhere_is_waited_for_also_after_an_interrupt():
     assert ended == [True]
 
 
-def test_numpy_s_error_state_reaches_every_thread(monkeypatch):
+def test_numpy_s_error_state_reaches_every_thread():
+    begun, seen = threading.Event(), {}
+
+    def elsewhere():
+        begun.set()
+        seen[threading.get_ident()] = np.geterr()["over"]
+
+    for state in ("raise", "ignore"):
+        begun.clear()
+        seen.clear()
+        with np.errstate(over=state):
+            threads.run([lambda: begun.wait(10), elsewhere], 2)
+        assert list(seen.values()) == [state]
+        assert threading.get_ident() not in seen
+
+
+def test_an_overflow_in_any_part_is_raised_or_not_as_numpy_is_told(monkeypatch):
     forced(monkeypatch, 2, block=4)
-    monkeypatch.setattr(blas.Blas, "threads", lambda self: 2)
-    monkeypatch.setattr(blas, "cores", lambda: 2)
     net = MLP([2, 3, 1], device="cpu")
     X = np.zeros((8, 2), np.float32)
     y = np.zeros((8, 1), np.float32)
-    y[7] = 3e38  # in the second thread's rows: its square overflows
+    y[7] = 3e38  # in the second part: its square overflows
     with np.errstate(all="raise"), pytest.raises(FloatingPointError, match="overflow"):
         net.loss_and_grad(X, y)
     with np.errstate(all="ignore"):
         assert net.loss_and_grad(X, y)[0] == np.inf
 
 
-def test_blas_keeps_its_threads():
+def test_blas_keeps_its_threads(monkeypatch):
     library = blas.find()
     if not library.controllable:
         pytest.skip(f"this BLAS ({library.name or 'unknown'}) is left to its own threads")
-    before = library.threads()
+    before, during = library.threads(), []
+    real = Part.run
+
+    def run(self, *arguments):
+        during.append(int(library._library.get_num_threads()))
+        real(self, *arguments)
+
+    monkeypatch.setattr(Part, "run", run)
+    net = MLP([30, 20, 2], device="cpu")
+    X, y = np.ones((50, 30), np.float32), np.ones((50, 2), np.float32)
     library.hold()
     try:
         assert library.threads() == before
-        assert int(library._library.get_num_threads()) == 1
-        net = MLP([30, 20, 2], device="cpu")
-        net.train_step(np.ones((5, 30), np.float32), np.ones((5, 2), np.float32), hg.SGD(0.1))
+        net.train_step(X, y, hg.SGD(0.1))
         assert int(library._library.get_num_threads()) == 1
     finally:
         library.release()
+    assert int(library._library.get_num_threads()) == before
+    net = MLP([30, 20, 2], device="cpu")
+    forced(monkeypatch, 2, block=10)
+    net.train_step(X, y, hg.SGD(0.1))
+    with pytest.raises(ValueError, match="y must have shape"):
+        net.train_step(X, y[:49], hg.SGD(0.1))
+    assert during == [1] * 3
     assert int(library._library.get_num_threads()) == before
 
 
