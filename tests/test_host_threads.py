@@ -13,7 +13,7 @@ from devices import network_on
 from host_engine import bits, forced, problem
 
 import handgrad as hg
-from handgrad.host import arrangement, blas, threads, update
+from handgrad.host import blas, threads, update
 from handgrad.host.part import Part
 from handgrad.network import MLP
 
@@ -75,18 +75,21 @@ def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, number):
+@pytest.mark.parametrize(
+    ("sizes", "N", "by_columns"), [((300, 96, 4), 4096, False), ((300, 256, 4), 256, True)]
+)
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, sizes, N, by_columns, number):
     def trained():
-        net = MLP([300, 96, 4], loss="cross_entropy", device="cpu", seed=1)
+        net = MLP(sizes, loss="cross_entropy", device="cpu", seed=1)
         optimizer = hg.Adam(0.01)
         losses = [net.train_step(X, y, optimizer).tobytes() for _ in range(3)]
+        assert (net._engine._columns[N] is not None) == by_columns
+        assert by_columns or len(net._engine.parts) == 4
         return b"".join(losses) + net.flat_parameters.flat.tobytes() + bits(net, X, y)
 
     random = np.random.default_rng(4)
-    X, y = random.random((4096, 300), dtype=np.float32), random.integers(0, 4, 4096)
-    sizes, bytes_ = (300, 96, 4), 4 * 300 * 96
+    X, y = random.random((N, 300), dtype=np.float32), random.integers(0, 4, N)
     monkeypatch.setattr(blas, "machine_cores", lambda: 4)
-    assert arrangement.parts(4096, 4096 * arrangement.row_flops(sizes), bytes_) == 4
     expected = trained()
     monkeypatch.setattr(blas.Blas, "threads", lambda self: number)
     monkeypatch.setattr(blas, "cores", lambda: number)
