@@ -13,7 +13,7 @@ from devices import network_on
 from host_engine import bits, forced, problem
 
 import handgrad as hg
-from handgrad.host import blas, threads, update
+from handgrad.host import blas, columns, threads, update
 from handgrad.host.part import Part
 from handgrad.network import MLP
 
@@ -210,6 +210,16 @@ def test_blas_keeps_its_threads(monkeypatch):
     with pytest.raises(ValueError, match="y must have shape"):
         net.train_step(X, y[:49], hg.SGD(0.1))
     assert during == [1] * 3
+    forced(monkeypatch, columns=2)
+    real_share = columns._Share.forward
+
+    def forward(self, X):
+        during.append(int(library._library.get_num_threads()))
+        real_share(self, X)
+
+    monkeypatch.setattr(columns._Share, "forward", forward)
+    MLP([30, 40, 2], device="cpu").train_step(X, y, hg.SGD(0.1))
+    assert during == [1] * 5
     assert int(library._library.get_num_threads()) == before
 
 
