@@ -2,66 +2,22 @@
 
 import functools
 import itertools
-import os
-import subprocess
-import sys
-import threading
-import time
 import tracemalloc
 
 import numpy as np
 import pytest
 from devices import network_on
-from golden import make_golden
+from host_engine import HEADS, check, forced, problem, results
 from reference_network import Bounded, assert_within, network
 
 import handgrad as hg
-from handgrad.host import arrangement, blas, threads, update
+from handgrad.host import arrangement, blas, columns
 from handgrad.host import network as host_network
-from handgrad.host.arrangement import Cut
+from handgrad.host.block import Layout
 from handgrad.host.products import Product
 from handgrad.network import MLP
 from handgrad.ops import activation as activation_op
 from handgrad.ops import loss as loss_op
-
-HEADS = [("mse", output) for output in activation_op.NAMES] + [
-    (loss, "identity") for loss in loss_op.NAMES[1:]
-]
-
-
-def forced(monkeypatch, parts=1, block=7, tile=0):
-    """Have the engine work in ``parts`` parts, in blocks of ``block`` rows and tiles of ``tile``."""
-    monkeypatch.setattr(arrangement, "parts", lambda rows, *rest: max(1, min(parts, rows)))
-    monkeypatch.setattr(
-        arrangement,
-        "cut",
-        lambda sizes, rows, itemsize: Cut(
-            min(block, rows), *(tuple(tile for _ in sizes[1:]) for _ in range(3))
-        ),
-    )
-
-
-def problem(sizes, N, loss, output="identity", activation="relu", bias=True, reduction="mean", seed=0):
-    config = {"sizes": list(sizes), "activation": activation, "output": output, "loss": loss}
-    config |= {"bias": bias, "reduction": reduction}
-    drawn = make_golden.draw(config["sizes"], N, bias, seed=seed)
-    return config, drawn["X"], make_golden.targets(drawn, loss), make_golden.parameters(drawn)
-
-
-def results(net, X, y, **settings):
-    X = X.astype(net.dtype)
-    y = y if y.dtype.kind in "iu" else y.astype(net.dtype)
-    loss, gradients = net.loss_and_grad(X, y, input_grad=True, **settings)
-    return {"loss": loss, "dX": gradients["dX"]} | {f"d{name}": value for name, value in gradients.items()}
-
-
-def check(config, X, y, parameters, dtype):
-    net = network_on("cpu", config, parameters, dtype)
-    bounds = network(config, X, y, parameters, dtype)
-    for name, value in results(net, X, y).items():
-        assert value.dtype == dtype
-        assert_within(value, bounds[name], name)
-
 
 # ---- blocks, threads, tiles --------------------------------------------------------------------------------
 
@@ -74,14 +30,53 @@ def test_blocks_parts_and_tiles(monkeypatch, loss, output, parts, block, tile):
         check(*problem((9, 6, 3), 23, loss, output, activation), dtype)
 
 
+@pytest.mark.parametrize(("loss", "output"), HEADS)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_shares_of_the_hidden_units(monkeypatch, loss, output, number):
+    forced(monkeypatch, columns=number)
+    for k, activation in enumerate(activation_op.NAMES):
+        bias, reduction, N = k != 2, loss_op.REDUCTIONS[k % 2], (1, 2, 23, 40, 23)[k]
+        for sizes in ((9, 40, 3), (5, 33, 1), (1, 3, 35)):
+            check(
+                *problem(sizes, N, loss, output, activation, bias, reduction, seed=k),
+                ("float32", "float64")[k % 2],
+            )
+
+
+def test_which_steps_go_by_shares_of_the_hidden_units(monkeypatch):
+    monkeypatch.setattr(blas, "machine_cores", lambda: 4)
+    found = {
+        (n, sizes): columns.shares(layout(sizes), n, n * arrangement.row_flops(sizes))
+        for n, sizes in (
+            (128, (784, 256, 10)),
+            (128, (784, 256, 128, 10)),  # three layers
+            (8, (784, 256, 10)),  # a small step
+            (4096, (784, 256, 10)),  # many rows
+            (256, (784, 100, 10)),  # few units
+            (300, (784, 512, 1)),
+        )
+    }
+    assert list(found.values()) == [4, 0, 0, 0, 0, 4]
+
+
+def layout(sizes):
+    return Layout(sizes, "relu", "identity", "mse", True, np.dtype(np.float32))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("loss", "output"), HEADS)
 @pytest.mark.parametrize("activation", activation_op.NAMES)
 def test_every_combination_in_blocks(monkeypatch, activation, loss, output):
     layouts = itertools.product(((5, 3), (1, 1, 1), (13, 9, 40), (6, 5, 4, 2), (33, 1, 7, 3, 5)), (1, 2, 31))
     for k, (sizes, N) in enumerate(layouts):
-        for parts, block, tile in ((1, 1, 0), (3, 2, 2), (2, 7, 3), (1, 64, 8)):
-            forced(monkeypatch, parts, block, tile)
+        for parts, block, tile, by in (
+            (1, 1, 0, 0),
+            (3, 2, 2, 0),
+            (2, 7, 3, 0),
+            (1, 64, 8, 0),
+            (1, 1, 0, 2),
+        ):
+            forced(monkeypatch, parts, block, tile, by)
             bias, reduction = bool(k % 2), loss_op.REDUCTIONS[k % 3 % 2]
             for dtype in ("float32", "float64"):
                 check(*problem(sizes, N, loss, output, activation, bias, reduction, seed=k), dtype)
@@ -210,86 +205,7 @@ def test_images_of_bytes_are_scaled_block_by_block(monkeypatch, dtype):
             assert_within(gradients["W1"], bounds["dW1"], "dW1")
 
 
-# ---- bits, errors, memory ----------------------------------------------------------------------------------
-
-
-def bits(net, X, y):
-    loss, gradients = net.loss_and_grad(X, y)
-    return loss.tobytes() + gradients.flat.tobytes()
-
-
-def test_the_same_bits_whoever_works(monkeypatch):
-    """Parts done in several threads, by one thread, or by two networks at a time."""
-    forced(monkeypatch, 3, block=16)
-    config, X, y, parameters = problem((40, 30, 5), 500, "cross_entropy")
-    X = X.astype(np.float32)
-    nets = [network_on("cpu", config, parameters, "float32") for _ in range(3)]
-    expected = bits(nets[0], X, y)
-    monkeypatch.setattr(threads, "run", lambda functions, number: [f() for f in reversed(functions)])
-    assert bits(nets[0], X, y) == expected
-    monkeypatch.undo()
-    forced(monkeypatch, 3, block=16)
-    found = [set() for _ in nets]
-
-    def work(number):
-        for _ in range(20):
-            found[number].add(bits(nets[number], X, y))
-
-    others = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for other in others:
-        other.start()
-    for other in others:
-        other.join()
-    assert found == [{expected}] * 3
-
-
-@pytest.mark.parametrize("clip_norm", [None, 0.01])
-def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch, clip_norm):
-    def trained(make, frozen):
-        config, X, y, parameters = problem((40, 30, 5), 90, "cross_entropy")
-        net = network_on("cpu", config, parameters, "float32")
-        optimizer = make()
-        for names in (frozen, ()):
-            net.unfreeze()
-            net.freeze(*names)
-            for rows in (90, 90, 64, 90):
-                net.train_step(X[:rows].astype(np.float32), y[:rows], optimizer, clip_norm)
-        return net.flat_parameters.flat.tobytes() + b"".join(
-            v.tobytes() for v in optimizer.state_arrays().values()
-        )
-
-    forced(monkeypatch, 3, block=16)
-    for make in (
-        lambda: hg.SGD(0.1),
-        lambda: hg.SGD(0.1, 0.9, True, 0.01),
-        lambda: hg.AdamW(0.01),
-        lambda: hg.Adam(0.01, weight_decay=0.1),
-    ):
-        for frozen in ((), ("W1", "b2")):
-            monkeypatch.setattr(update, "SHARED_LEAST", 10**9)
-            single = trained(make, frozen)
-            monkeypatch.setattr(update, "SHARED_LEAST", 0)
-            monkeypatch.setattr(update, "SHARED_BLOCK", 192)
-            assert trained(make, frozen) == single
-
-
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, number):
-    def trained():
-        net = MLP([300, 96, 4], loss="cross_entropy", device="cpu", seed=1)
-        optimizer = hg.Adam(0.01)
-        losses = [net.train_step(X, y, optimizer).tobytes() for _ in range(3)]
-        return b"".join(losses) + net.flat_parameters.flat.tobytes() + bits(net, X, y)
-
-    random = np.random.default_rng(4)
-    X, y = random.random((4096, 300), dtype=np.float32), random.integers(0, 4, 4096)
-    sizes, bytes_ = (300, 96, 4), 4 * 300 * 96
-    monkeypatch.setattr(blas, "machine_cores", lambda: 4)
-    assert arrangement.parts(4096, 4096 * arrangement.row_flops(sizes), bytes_) == 4
-    expected = trained()
-    monkeypatch.setattr(blas.Blas, "threads", lambda self: number)
-    monkeypatch.setattr(blas, "cores", lambda: number)
-    assert trained() == expected
+# ---- errors, memory ----------------------------------------------------------------------------------------
 
 
 def test_parts_follow_from_the_shape(monkeypatch):
@@ -308,8 +224,8 @@ def test_a_label_out_of_range_is_named_by_its_sample(monkeypatch):
     net = MLP([3, 4, 2], loss="cross_entropy", device="cpu")
     X, y = np.ones((20, 3), np.float32), np.zeros(20, int)
     y[[13, 17]] = 2, -1
-    for parts, block in ((1, 100), (1, 3), (4, 2)):
-        forced(monkeypatch, parts, block)
+    for parts, block, shares in ((1, 100, 0), (1, 3, 0), (4, 2, 0), (1, 1, 2)):
+        forced(monkeypatch, parts, block, columns=shares)
         fresh = MLP([3, 4, 2], loss="cross_entropy", device="cpu")
         before = fresh.flat_parameters.flat.copy()
         with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 1, got 2 for sample 13"):
@@ -321,105 +237,21 @@ def test_a_label_out_of_range_is_named_by_its_sample(monkeypatch):
         y[13] = 2
 
 
-def test_errors_and_interrupts_leave_the_threads_usable():
-    def fail():
-        raise RuntimeError("first")
-
-    def interrupt():
-        raise KeyboardInterrupt
-
-    done = []
-    interrupted = [lambda: done.append(0), interrupt]
-    for functions, error in (([fail, interrupt], RuntimeError), (interrupted, KeyboardInterrupt)):
-        with pytest.raises(error):
-            threads.run(functions, 2)
-    threads.run([lambda: done.append(1), lambda: done.append(2), lambda: done.append(3)], 3)
-    assert sorted(done) == [0, 1, 2, 3]
-
-
-def test_every_function_is_called_once_and_over_on_return():
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        number = int(random.integers(1, 6))
-        begun, ended = [], []
-
-        def work(k, seconds, begun=begun, ended=ended):
-            begun.append(k)
-            time.sleep(seconds)
-            ended.append(k)
-
-        threads.run([functools.partial(work, k, random.random() * 1e-3) for k in range(number)], number)
-        assert sorted(begun) == sorted(ended) == list(range(number))
-
-
-def test_the_caller_waits_for_nobody_who_has_not_begun(monkeypatch):
-    """A thread that does not wake, as on a busy machine: its function is taken over."""
-    threads.run([lambda: None] * 2, 2)  # the threads are there
-    monkeypatch.setattr(threads._Worker, "give", lambda self, job: None)
-    callers = []
-    threads.run([lambda: callers.append(threading.get_ident())] * 4, 4)
-    assert callers == [threading.get_ident()] * 4
-
-
-def test_a_function_that_runs_elsewhere_is_waited_for_also_after_an_interrupt():
-    begun, release, ended = threading.Event(), threading.Event(), []
-
-    def slow():
-        begun.set()
-        release.wait(10)
-        ended.append(True)
-
-    def interrupt():
-        assert begun.wait(10)
-        threading.Timer(0.05, release.set).start()
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        threads.run([interrupt, slow, lambda: None], 2)
-    assert ended == [True]
-
-
-def test_numpy_s_error_state_reaches_every_thread(monkeypatch):
-    forced(monkeypatch, 2, block=4)
-    net = MLP([2, 3, 1], device="cpu")
-    X = np.zeros((8, 2), np.float32)
-    y = np.zeros((8, 1), np.float32)
-    y[7] = 3e38  # in the second thread's rows: its square overflows
-    with np.errstate(all="raise"), pytest.raises(FloatingPointError, match="overflow"):
-        net.loss_and_grad(X, y)
-    with np.errstate(all="ignore"):
-        assert net.loss_and_grad(X, y)[0] == np.inf
-
-
-def test_blas_keeps_its_threads():
-    library = blas.find()
-    if not library.controllable:
-        pytest.skip(f"this BLAS ({library.name or 'unknown'}) is left to its own threads")
-    before = library.threads()
-    library.hold()
-    try:
-        assert library.threads() == before
-        assert int(library._library.get_num_threads()) == 1
-        net = MLP([30, 20, 2], device="cpu")
-        net.train_step(np.ones((5, 30), np.float32), np.ones((5, 2), np.float32), hg.SGD(0.1))
-        assert int(library._library.get_num_threads()) == 1
-    finally:
-        library.release()
-    assert int(library._library.get_num_threads()) == before
-
-
 @pytest.mark.parametrize(("loss", "output"), HEADS)
 def test_a_step_allocates_nothing(monkeypatch, loss, output):
     """Whatever NumPy allocates tracemalloc sees; an array of a block alone would be 32 KiB."""
     optimizers = [hg.SGD(1e-4), hg.Adam(1e-4), hg.SGD(1e-4, 0.9), hg.AdamW(1e-4), hg.SGD(1e-4, 0.9, True)]
     for k, (activation, optimizer) in enumerate(zip(activation_op.NAMES, optimizers, strict=True)):
-        forced(monkeypatch, 1 + k % 2, block=256, tile=16)
-        config, X, y, parameters = problem((64, 32, 4), 1024, loss, output, activation)
+        forced(monkeypatch, 1 + k % 2, block=256, tile=16, columns=2 * (k > 2))
+        N = 256 if k > 2 else 1024
+        config, X, y, parameters = problem((64, 32, 4), N, loss, output, activation)
         net = network_on("cpu", config, parameters, "float32")
         X, y = X.astype(np.float32), y if y.dtype.kind in "iu" else y.astype(np.float32)
-        order = np.random.default_rng(0).permutation(1024)
+        order = np.random.default_rng(0).permutation(N)
         images = (255 * np.clip(X, 0, 1)).astype(np.uint8)
-        epoch = functools.partial(net.train_epoch, y=y, order=order, batch_size=512, optimizer=optimizer)
+        epoch = functools.partial(
+            net.train_epoch, y=y, order=order, batch_size=min(N, 512), optimizer=optimizer
+        )
         steps = {
             "step": functools.partial(net.train_step, X, y, optimizer),
             "epoch": functools.partial(epoch, X),
@@ -452,30 +284,6 @@ def test_rows_of_strided_data_are_picked_without_copying_all_of_them():
         assert tracemalloc.get_traced_memory()[1] < X.nbytes / 20
     finally:
         tracemalloc.stop()
-
-
-def test_training_with_a_fork_in_between():
-    """A child process has none of the parent's threads."""
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork on this system")
-    code = """
-import os, sys, warnings
-warnings.simplefilter("ignore")
-import numpy as np
-from handgrad.host import arrangement, threads
-from handgrad.network import MLP
-arrangement.parts = lambda rows, *rest: 2
-net = MLP([8, 6, 1], device="cpu")
-X, y = np.ones((64, 8), np.float32), np.ones((64, 1), np.float32)
-before = net.loss_and_grad(X, y)[1].flat.tobytes()
-assert len(threads._workers) == 1
-child = os.fork()
-if child == 0:
-    os._exit(0 if net.loss_and_grad(X, y)[1].flat.tobytes() == before else 7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 def test_an_engine_follows_its_parameters():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +53,18 @@ class Blas:
                 self._threads = int(self._library.get_num_threads())
                 self._library.set_num_threads(1)
             self._users += 1
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """One thread a call inside the block, where that can be had."""
+        if not self.controllable:
+            yield
+            return
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self) -> None:
         """As many threads again as before :meth:`hold`."""

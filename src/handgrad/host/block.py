@@ -111,7 +111,7 @@ class Block:
             self.bias_rows.append((np.copyto, (rows, self.parameters[f"b{layer}"])))
             calls.append((np.add, (Z, rows, Z)))
         if name != "identity":
-            calls.append((_call, (activation_op._FORWARD, name, (Z, Z, self.scratch[layer - 1]))))
+            calls.append((call_activation, (activation_op._FORWARD, name, (Z, Z, self.scratch[layer - 1]))))
         return calls
 
     # ---- backward
@@ -145,7 +145,9 @@ class Block:
         W = self.parameters[f"W{layer}"]
         calls = Product(W.T, dA, self.cut.input[layer - 1]).calls(self.dZ[layer - 1])
         if name != "identity":
-            calls.append((_call, (activation_op._BACKWARD, name, (A, dA, dA, self.scratch[layer - 2]))))
+            calls.append(
+                (call_activation, (activation_op._BACKWARD, name, (A, dA, dA, self.scratch[layer - 2])))
+            )
         return calls
 
     # ---- running
@@ -182,7 +184,8 @@ class Block:
         np.matmul(self.dZ[0], self.parameters["W1"].T, out=dX)
 
 
-def _call(table: Mapping[str, Callable[..., Any]], name: str, arguments: tuple[Any, ...]) -> None:
+def call_activation(table: Mapping[str, Callable[..., Any]], name: str, arguments: tuple[Any, ...]) -> None:
+    """``table[name](*arguments)``: looked up when it is called."""
     table[name](*arguments)
 
 

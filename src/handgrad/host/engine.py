@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from handgrad.host import arrangement, blas, threads
 from handgrad.host.block import Layout
+from handgrad.host.columns import Columns, shares
 from handgrad.host.part import Part, add_gradients
 from handgrad.host.rows import Rows
 from handgrad.host.update import Update
 from handgrad.ops.optimizer import Optimizer
 from handgrad.parameters import FlatParameters
 
-KEPT_PLANS = 64
+KEPT_PLANS = 16
 Ranges = tuple[tuple[tuple[int, int], ...], ...]
 
 
@@ -35,6 +36,7 @@ class Engine:
         self.parts = [Part(layout, parameters, self.gradients)]
         self.row_flops = arrangement.row_flops(layout.sizes)
         self._plans: dict[int, tuple[arrangement.Cut, Ranges]] = {}
+        self._columns: dict[int, Columns | None] = {}  # by the number of rows
         self._blas = blas.find()
         self._threads = 1  # of the step under way
         self._cores = blas.cores()
@@ -66,11 +68,18 @@ class Engine:
             self.working = self.parts[:1]
             self.gradients.flat[...] = 0
             return np.asarray(0.0 * scale, dtype=self.layout.dtype)
+        factor = None if scale == 1.0 else self.layout.dtype.type(scale)
+        columns = self._by_columns(N)
+        if columns is not None:
+            self.working = self.parts[:1]
+            self._threads = min(self._blas.threads(), self._cores, len(columns.shares))
+            with self._blas.held():
+                total = columns.run(rows, factor, backward, dX, self._threads)
+            return np.asarray(total * scale, dtype=self.layout.dtype)
         cut, ranges = self._plan(N)
         while len(self.parts) < len(ranges):
             self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
         parts = self.working = self.parts[: len(ranges)]
-        factor = None if scale == 1.0 else self.layout.dtype.type(scale)
         self._threads = min(self._blas.threads(), self._cores, len(parts))
         # One part that is large (a huge network, or few rows of a wide one) leaves threads to BLAS.
         held = self._blas.controllable and (len(parts) > 1 or N * self.row_flops < 2 * arrangement.PART_FLOPS)
@@ -92,6 +101,19 @@ class Engine:
         for part in parts:
             total += part.total
         return np.asarray(total * scale, dtype=self.layout.dtype)
+
+    def _by_columns(self, N: int) -> Columns | None:
+        """The step on N rows by shares of the hidden units, where that is the way."""
+        if N in self._columns:
+            return self._columns[N]
+        number = shares(self.layout, N, N * self.row_flops)
+        made = None
+        if number:
+            made = Columns(self.layout, N, number, self.parameters.views, self.gradients.views)
+        if len(self._columns) == KEPT_PLANS:
+            del self._columns[next(iter(self._columns))]
+        self._columns[N] = made
+        return made
 
     def _plan(self, N: int) -> tuple[arrangement.Cut, Ranges]:
         """How N rows are cut, and the blocks of each part."""

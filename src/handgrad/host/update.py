@@ -30,7 +30,7 @@ class Update:
         self.optimizer, self.parameters, self.parts = optimizer, parameters, list(parts)
         self.frozen = parameters.frozen
         self._work: list[Callable[[], None]] = []
-        if len(parts) > 1 and parameters.flat.size >= SHARED_LEAST:
+        if parameters.flat.size >= SHARED_LEAST and blas.machine_cores() > 1:
             optimizer.bind(parameters)
             slices = [
                 slice(start, min(start + SHARED_BLOCK, part.stop))
