@@ -126,7 +126,7 @@ class ShardedSteps:
     def _compute(self, X: Array, y: Array, rows: Array, scale: float, shift: float) -> None:
         """The gradients and losses of this rank's shards, each in its row of the buffer."""
         cuts = cut(len(rows), self.shards)
-        net, settings = self.net, np.geterr()
+        net = self.net
 
         def shard(i: int) -> None:
             part = rows[cuts[self._own_shards[i]]]
@@ -134,18 +134,23 @@ class ShardedSteps:
             if len(part) == 0:
                 row[...] = 0
                 return
+            inputs = workspace.get("X", (len(part), *X.shape[1:]), net.dtype, net.xp)
+            batch.gather(X, part, out=inputs, scale=scale, shift=shift, dtype=net.dtype)
+            targets = workspace.get("y", (len(part), *y.shape[1:]), y.dtype, net.xp)
+            batch.gather(y, part, out=targets)
+            loss, _ = self._nets[i].loss_and_grad(inputs, targets, out=self._gradients[i])
+            row[self._size : self._size + 1] = loss.reshape(1)
+            if net.reduction == "mean" and len(part) < len(rows):
+                row *= net.dtype.type(len(part) / len(rows))
+
+        settings = np.geterr()
+
+        def in_a_thread(i: int) -> None:
             with np.errstate(**settings):  # a new thread would warn of what the caller lets pass
-                inputs = workspace.get("X", (len(part), *X.shape[1:]), net.dtype, net.xp)
-                batch.gather(X, part, out=inputs, scale=scale, shift=shift, dtype=net.dtype)
-                targets = workspace.get("y", (len(part), *y.shape[1:]), y.dtype, net.xp)
-                batch.gather(y, part, out=targets)
-                loss, _ = self._nets[i].loss_and_grad(inputs, targets, out=self._gradients[i])
-                row[self._size : self._size + 1] = loss.reshape(1)
-                if net.reduction == "mean" and len(part) < len(rows):
-                    row *= net.dtype.type(len(part) / len(rows))
+                shard(i)
 
         if self._pool is not None and self._work(len(rows)) >= LEAST_FOR_A_THREAD:
-            for future in [self._pool.submit(shard, i) for i in range(len(self._rows))]:
+            for future in [self._pool.submit(in_a_thread, i) for i in range(len(self._rows))]:
                 future.result()
         else:
             for i in range(len(self._rows)):
