@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -232,6 +231,8 @@ def disk_full(folder: Path, *arguments: Any, code: int = 1) -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on file sizes")
 def test_a_file_that_finds_no_room_is_told_and_harms_nothing():
     """A limit on the size of files, below that of a checkpoint, stands in for a full disk everywhere."""
+    import resource
+
     succeeds(*QUICK, "--out", "whole")
     shutil.copytree("whole", "run")
     forget_since("run", 3, 11)
