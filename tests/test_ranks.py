@@ -108,6 +108,7 @@ def test_the_bits_are_the_same_on_1_2_and_4_ranks_and_without_mpi():
     assert {path.name for path in Path.cwd().iterdir()} == {"alone", "on1", "on2", "on4"}
 
 
+@pytest.mark.slow
 def test_three_ranks_and_shards_without_rows():
     """101 rows in batches of 50: the last is one row for 6 shards."""
     options = (*QUICK, "--limit", "101", "--batch-size", "50", "--shards", "6")
@@ -117,6 +118,7 @@ def test_three_ranks_and_shards_without_rows():
     assert rows("on3") == rows("alone")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_emulator_gives_the_same_bits_on_2_ranks():
     options = (*QUICK, "--device", "emulator", "--limit", "80", "--hidden", "8")
@@ -152,6 +154,7 @@ def test_a_killed_rank_takes_the_job_down():
     assert bits("run") == bits("alone")
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_says_why_and_ends_the_job():
     program = ("-c", FAULTY.format(fault="raise RuntimeError('the cable is out')"))
     code, _, err = ends(*launch(2, *QUICK, "--out", "run", program=program))
@@ -180,6 +183,7 @@ def test_ranks_that_differ_refuse_to_start():
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_ranks_with_other_data_refuse_to_start():
     rows_of = [f"{i % 3},{i / 7:.4f},{i % 2}\n" for i in range(60)]
     for folder, last in (("a", "1,2.0,0\n"), ("b", "1,2.5,0\n")):
@@ -195,6 +199,7 @@ def test_ranks_with_other_data_refuse_to_start():
     assert not Path("a/run").exists()
 
 
+@pytest.mark.slow
 def test_ranks_of_two_versions_refuse_to_start():
     other = "import handgrad; handgrad.__version__ = '9.9'; from handgrad.cli import app; app()"
     code, _, err = ends(*launch(1, *QUICK), ":", *launch(1, *QUICK, program=("-c", other)))
@@ -204,6 +209,7 @@ def test_ranks_of_two_versions_refuse_to_start():
     assert "rank 1: 9.9)" in line
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_ranks_at_one_step_and_the_run_goes_on_anywhere():
     """The launcher passes it on to both ranks, at two instants; then four ranks go on."""
     options = (*QUICK, "--checkpoint-every", "end", "--epochs", "40")
@@ -225,6 +231,7 @@ def test_sigterm_stops_all_ranks_at_one_step_and_the_run_goes_on_anywhere():
     assert rows("run") == rows("alone")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank in /proc")
 def test_ctrl_c_on_one_rank_stops_both():
     options = (*QUICK, "--checkpoint-every", "end", "--epochs", "5000")

@@ -210,6 +210,7 @@ def progress_of(content: Content, path: Path) -> Progress:
     try:
         values = json.loads(metadata["training"])
         numbers = {name: values[name] for name in _NUMBERS}
+        _check(numbers)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a training") from error
     arrays = checkpoint.named(tensors, checkpoint.TRAINING_PREFIX)
@@ -219,3 +220,20 @@ def progress_of(content: Content, path: Path) -> Progress:
         steps=arrays["steps"].tolist() if "steps" in arrays else [],
         best=arrays.get("best"),
     )
+
+
+def _check(numbers: dict[str, Any]) -> None:
+    """``ValueError`` for numbers that are none: a checksum does not show what was written wrong."""
+    counts = [numbers[name] for name in ("epoch", "step", "waited")]
+    counts += [] if numbers["best_epoch"] is None else [numbers["best_epoch"]]
+    floats = [numbers[name] for name in ("seconds", "best_loss")]
+    rows = numbers["rows"]
+    if not (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(isinstance(value, (int, float)) for value in floats)
+        and isinstance(numbers["stopped_early"], bool)
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) for row in rows)
+        and len(rows) <= numbers["epoch"]
+    ):
+        raise ValueError("numbers of the wrong kind")

@@ -13,7 +13,8 @@ app = typer.Typer(
     name="handgrad",
     cls=CommandGroup,
     help="Hand-written backpropagation: train, compare CPU and GPU, check kernels, find mistakes.",
-    epilog="Exit codes: 0 done, 1 a check failed or the run did, 2 a wrong call, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a check failed or the run did, 2 a wrong call, 130 interrupted, "
+    "143 ended by SIGTERM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -125,31 +125,51 @@ class ShardedSteps:
 
     def _compute(self, X: Array, y: Array, rows: Array, scale: float, shift: float) -> None:
         """The gradients and losses of this rank's shards, each in its row of the buffer."""
-        cuts = cut(len(rows), self.shards)
-        net, settings = self.net, np.geterr()
+        net, N = self.net, len(rows)
+        cuts = cut(N, self.shards)[self._own_shards.start : self._own_shards.stop]
+        in_threads = self._pool is not None and self._work(N) >= LEAST_FOR_A_THREAD
+        together: tuple[Array, Array] | None = None
+        if net.xp is np and not in_threads:  # fewer calls, the same numbers
+            together = self._gather(0, X, y, rows[cuts[0].start : cuts[-1].stop], scale, shift)
 
         def shard(i: int) -> None:
-            part = rows[cuts[self._own_shards[i]]]
-            row, workspace = self._rows[i], self._workspaces[i]
-            if len(part) == 0:
+            count, row = cuts[i].stop - cuts[i].start, self._rows[i]
+            if count == 0:
                 row[...] = 0
                 return
-            with np.errstate(**settings):  # a new thread would warn of what the caller lets pass
-                inputs = workspace.get("X", (len(part), *X.shape[1:]), net.dtype, net.xp)
-                batch.gather(X, part, out=inputs, scale=scale, shift=shift, dtype=net.dtype)
-                targets = workspace.get("y", (len(part), *y.shape[1:]), y.dtype, net.xp)
-                batch.gather(y, part, out=targets)
-                loss, _ = self._nets[i].loss_and_grad(inputs, targets, out=self._gradients[i])
-                row[self._size : self._size + 1] = loss.reshape(1)
-                if net.reduction == "mean" and len(part) < len(rows):
-                    row *= net.dtype.type(len(part) / len(rows))
+            if together is None:
+                inputs, targets = self._gather(i, X, y, rows[cuts[i]], scale, shift)
+            else:
+                own = slice(cuts[i].start - cuts[0].start, cuts[i].stop - cuts[0].start)
+                inputs, targets = together[0][own], together[1][own]
+            loss, _ = self._nets[i].loss_and_grad(inputs, targets, out=self._gradients[i])
+            row[self._size : self._size + 1] = loss.reshape(1)
+            if net.reduction == "mean" and count < N:
+                row *= net.dtype.type(count / N)
 
-        if self._pool is not None and self._work(len(rows)) >= LEAST_FOR_A_THREAD:
-            for future in [self._pool.submit(shard, i) for i in range(len(self._rows))]:
+        settings = np.geterr()
+
+        def in_a_thread(i: int) -> None:
+            with np.errstate(**settings):  # a new thread would warn of what the caller lets pass
+                shard(i)
+
+        if self._pool is not None and in_threads:
+            for future in [self._pool.submit(in_a_thread, i) for i in range(len(self._rows))]:
                 future.result()
         else:
             for i in range(len(self._rows)):
                 shard(i)
+
+    def _gather(
+        self, i: int, X: Array, y: Array, rows: Array, scale: float, shift: float
+    ) -> tuple[Array, Array]:
+        """These rows of the data, in the scratch memory of shard ``i``."""
+        net, workspace = self.net, self._workspaces[i]
+        inputs = workspace.get("X", (len(rows), *X.shape[1:]), net.dtype, net.xp)
+        batch.gather(X, rows, out=inputs, scale=scale, shift=shift, dtype=net.dtype)
+        targets = workspace.get("y", (len(rows), *y.shape[1:]), y.dtype, net.xp)
+        batch.gather(y, rows, out=targets)
+        return inputs, targets
 
     def _work(self, rows: int) -> float:
         """Floating-point operations of a shard, about."""
