@@ -4,6 +4,8 @@
 // once).  A thread issues copies, commits them as a group, and waits until all but its N latest groups have
 // landed; then, and after a barrier, its block may read them.
 //
+// grid_barrier is a barrier of all blocks of a cooperative launch.
+//
 // thread_in_block is threadIdx.x, read anew: what is computed from it is computed again at every use, instead of
 // being kept in registers that a kernel with large accumulators does not have.
 #pragma once
@@ -98,3 +100,37 @@ __device__ __forceinline__ void wait_all_copies() {
 }
 
 #endif
+
+// Waits until all threads of `blocks` blocks have come here (grid and blocks have one dimension); what any of them
+// wrote before is then visible to all.  The counter is 0 before the first barrier of its life and needs no
+// resetting: one block adds 2^31 - (blocks - 1) and the others 1, so that the sum of all flips the highest bit and
+// leaves the others as they were.
+constexpr unsigned BARRIER_PHASE = 0x80000000u;
+
+#ifdef HANDGRAD_EMULATED
+#define BARRIER_SITE , emulated::Site site = emulated::Site::here()
+#define BARRIER_CALLER site  // messages name the line that calls grid_barrier
+#else
+#define BARRIER_SITE
+#define BARRIER_CALLER
+#endif
+
+__device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned blocks BARRIER_SITE) {
+  __threadfence();  // this thread's writes become visible before its block counts as arrived
+  __syncthreads(BARRIER_CALLER);  // every thread of the block has passed its fence
+  if (threadIdx.x == 0) {
+    volatile unsigned* phase = counter;
+    const unsigned own = blockIdx.x == 0 ? BARRIER_PHASE - (blocks - 1) : 1u;
+    const unsigned before = atomicAdd(counter, own);
+#ifdef HANDGRAD_EMULATED
+    emulated::grid_meeting(counter, ((before ^ (before + own)) & BARRIER_PHASE) != 0, "grid_barrier", site);
+#endif
+    while (((before ^ *phase) & BARRIER_PHASE) == 0) {
+    }
+  }
+  __syncthreads(BARRIER_CALLER);  // every block has arrived
+  __threadfence();  // reads after this see what the other blocks wrote before their fence
+}
+
+#undef BARRIER_SITE
+#undef BARRIER_CALLER

@@ -52,6 +52,7 @@ class StandInFunction:
     max_dynamic_shared_size_bytes: int = 48 * 1024
     launches: list[SimpleNamespace] = field(default_factory=list)
     fails_with: Exception | None = None
+    kernel: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(ptr=1234))
 
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
         if self.fails_with is not None:
@@ -71,11 +72,21 @@ class StandInCupy(ModuleType):
         self.current = 0
         self.compile_error: Exception | None = None
         self.device_count: int | Exception = gpus
+        self.attributes = {
+            "MultiProcessorCount": 6,
+            "MaxSharedMemoryPerBlockOptin": 99 * 1024,
+            "MaxRegistersPerBlock": 65536,
+            "L2CacheSize": 2**20,
+        }
+        self.resident = 2  # blocks of any kernel on a multiprocessor
+        self.occupancy_asked: list[tuple[int, int, int]] = []
         stand_in = self
 
         class Device:
             def __init__(self, index: int) -> None:
                 self.id = index
+                self.attributes = stand_in.attributes
+                self.compute_capability = "89"
 
             def __enter__(self) -> Device:
                 self.before, stand_in.current = stand_in.current, self.id
@@ -87,14 +98,22 @@ class StandInCupy(ModuleType):
         self.cuda = SimpleNamespace(
             Device=Device,
             compiler=SimpleNamespace(CompileException=CompileException),
-            driver=SimpleNamespace(CUDADriverError=CUDADriverError),
+            driver=SimpleNamespace(
+                CUDADriverError=CUDADriverError,
+                occupancyMaxActiveBlocksPerMultiprocessor=self._occupancy,
+            ),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=SimpleNamespace(
                 CUDARuntimeError=CUDARuntimeError,
                 getDeviceCount=self._count,
+                getDevice=lambda: self.current,
                 memGetInfo=lambda: (512 * 2**20, 2048 * 2**20),
             ),
         )
+
+    def _occupancy(self, function: int, block: int, shared: int) -> int:
+        self.occupancy_asked.append((function, block, shared))
+        return self.resident
 
     def _count(self) -> int:
         if isinstance(self.device_count, Exception):
@@ -112,8 +131,22 @@ class StandInCupy(ModuleType):
         """The kernel that ``expression`` compiles to (made beforehand to plan a failure)."""
         return self.functions.setdefault(expression, StandInFunction(expression))
 
-    def RawModule(self, *, code: str, options: tuple[str, ...], name_expressions: tuple[str, ...]) -> Any:
+    def RawModule(
+        self,
+        *,
+        code: str,
+        options: tuple[str, ...],
+        name_expressions: tuple[str, ...],
+        enable_cooperative_groups: bool = False,
+    ) -> Any:
         if self.compile_error is not None:
             raise self.compile_error
-        self.compiled.append(SimpleNamespace(code=code, options=options, expressions=name_expressions))
+        self.compiled.append(
+            SimpleNamespace(
+                code=code,
+                options=options,
+                expressions=name_expressions,
+                cooperative=enable_cooperative_groups,
+            )
+        )
         return SimpleNamespace(get_function=self.function)

@@ -179,6 +179,26 @@ def test_a_launch_error_is_one_line_with_the_remedy(cupy, sources, raised, expec
     assert one_line(error).startswith("scale<float> grid (2, 1) block (32, 1): ")
 
 
+def test_a_cooperative_launch_is_compiled_as_one(cupy, sources):
+    x = cupy.asarray(np.ones(4, np.float32))
+    SCALE((12,), (32,), x, shared=50 * 1024, cooperative=True)
+    SCALE((13,), (32,), x)
+    assert [module.cooperative for module in cupy.compiled] == [True, False]
+    assert cupy.occupancy_asked == [(1234, 32, 50 * 1024)]
+    assert [made.grid for made in cupy.functions["scale<float>"].launches] == [(12,), (13,)]
+
+
+def test_a_cooperative_grid_above_residency_is_refused_before_cupy_shrinks_it(cupy, sources):
+    x = cupy.asarray(np.ones(4, np.float32))
+    with pytest.raises(KernelError) as error:
+        SCALE((13,), (32,), x, cooperative=True)
+    assert one_line(error) == (
+        "scale<float>: a cooperative grid of 13 blocks: the GPU's 6 multiprocessors hold 2 each at a time, "
+        "12 in all; launch fewer blocks"
+    )
+    assert cupy.functions["scale<float>"].launches == []
+
+
 def test_kernels_directory_prefers_the_override(sources):
     assert kernel.kernels_directory() == sources
     other = sources / "copy"

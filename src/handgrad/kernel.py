@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,11 +76,21 @@ class Kernel:
     file: str
     expression: str
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, shared: int = 0) -> None:
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        *args: Any,
+        shared: int = 0,
+        cooperative: bool = False,
+    ) -> None:
         """Launch with ``grid`` blocks of ``block`` threads and ``shared`` bytes of dynamic shared memory.
 
         ``args`` are device arrays, NumPy scalars (``np.int32(n)``) or ``None`` (a null pointer).  Bare
         Python numbers raise ``TypeError``: their width on the device would be a guess.
+
+        All blocks of a ``cooperative`` launch are resident at once, so that they may wait for each other; a
+        grid for which the device has no room is refused.
         """
         for position, value in enumerate(args):
             if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
@@ -91,22 +102,31 @@ class Kernel:
         if xp is np:
             raise TypeError(f"{self.expression}: kernels take CuPy or emulated arrays, got NumPy arrays")
         if xp.__name__ == "cupy":
-            self._launch_cuda(grid, block, args, shared)
+            self._launch_cuda(grid, block, args, shared, cooperative)
         else:
-            xp.launch(kernels_directory() / self.file, self.expression, grid, block, args, shared)
+            xp.launch(
+                kernels_directory() / self.file, self.expression, grid, block, args, shared, cooperative
+            )
 
     def _launch_cuda(
-        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared: int
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: tuple[Any, ...],
+        shared: int,
+        cooperative: bool,
     ) -> None:
         import cupy
 
         folder = kernels_directory()
         try:
             function = _cuda_function(
-                folder, self.file, self.expression, sources_digest_cached(folder, self.file)
+                folder, self.file, self.expression, sources_digest_cached(folder, self.file), cooperative
             )
             if shared > STATIC_SHARED_LIMIT:
                 function.max_dynamic_shared_size_bytes = shared
+            if cooperative:
+                self._require_residency(function, grid, block, shared)
             pointers = tuple(np.uintp(0) if value is None else value for value in args)
             function(grid, block, pointers, shared_mem=shared)
         except cupy.cuda.compiler.CompileException as error:
@@ -114,10 +134,27 @@ class Kernel:
                 r"^\S+\.cu\(", f"{self.file}(", first_error(str(error))
             )  # CuPy names a temporary file
             raise KernelError(f"{self.expression} does not compile: {first}") from error
+        except KernelError:
+            raise
         except (RuntimeError, MemoryError) as error:  # the driver's, the runtime's, NVRTC's, out of memory
             raise KernelError(
                 f"{self.expression} grid {grid} block {block}: {cuda_error_message(error)}"
             ) from error
+
+    def _require_residency(
+        self, function: Any, grid: tuple[int, ...], block: tuple[int, ...], shared: int
+    ) -> None:
+        """Refuse a cooperative grid above what the GPU holds at once: CuPy would shrink it with a warning."""
+        import cupy
+
+        blocks, sms = math.prod(grid), _cuda_limits(int(cupy.cuda.runtime.getDevice())).sms
+        occupancy = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+        each = int(occupancy(function.kernel.ptr, math.prod(block), shared))
+        if blocks > each * sms:
+            raise KernelError(
+                f"{self.expression}: a cooperative grid of {blocks} blocks: the GPU's {sms} multiprocessors "
+                f"hold {each} each at a time, {each * sms} in all; launch fewer blocks"
+            )
 
 
 def first_error(log: str) -> str:
@@ -133,13 +170,14 @@ def sources_digest_cached(folder: Path, file: str) -> str:
 
 
 @functools.cache
-def _cuda_function(folder: Path, file: str, expression: str, digest: str) -> Any:
+def _cuda_function(folder: Path, file: str, expression: str, digest: str, cooperative: bool = False) -> Any:
     """The compiled kernel.  CuPy's disk cache does not see headers, so their digest is among the options."""
     import cupy
 
     options = (*NVRTC_OPTIONS, f"-I{folder}", f"-DHANDGRAD_SOURCES=0x{digest}")
     source = (folder / file).read_text()
-    module = cupy.RawModule(code=source, options=options, name_expressions=(expression,))
+    more = {"enable_cooperative_groups": True} if cooperative else {}
+    module = cupy.RawModule(code=source, options=options, name_expressions=(expression,), **more)
     return module.get_function(expression)
 
 

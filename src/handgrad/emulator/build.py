@@ -25,7 +25,7 @@ from handgrad.emulator.settings import current_settings
 from handgrad.emulator.source import launch_bound, with_dynamic_shared
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
-RUNTIME_SOURCES = ("scheduler.cpp", "tensor_core.cpp")
+RUNTIME_SOURCES = ("scheduler.cpp", "meetings.cpp", "run_grid.cpp", "context.cpp", "tensor_core.cpp")
 HEADERS = ("*.cuh", "*.h", "*.hpp", "*.inc")
 KERNELS_A_UNIT = 8  # expressions compiled in one translation unit, at most
 

@@ -129,9 +129,15 @@ def counting() -> Iterator[list[LaunchCounts]]:
     launches: list[LaunchCounts] = []
 
     def launch(
-        source: Path, expression: str, grid: Sequence[int], block: Sequence[int], args: Any, shared: int
+        source: Path,
+        expression: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Any,
+        shared: int,
+        cooperative: bool,
     ) -> None:
-        launches.append(_kernel(source, expression).count(grid, block, args, shared))
+        launches.append(_kernel(source, expression).count(grid, block, args, shared, cooperative))
 
     with launch_through(launch):
         yield launches
@@ -158,7 +164,12 @@ class CountedKernel(CompiledKernel):
         self._counts.restype = ctypes.POINTER(_Counts)
 
     def count(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared: int = 0,
+        cooperative: bool = False,
     ) -> LaunchCounts:
         """Launch, and give the counts."""
         self._convert(args)  # for its errors
@@ -168,7 +179,7 @@ class CountedKernel(CompiledKernel):
             region.start, region.bytes, region.name, region.itemsize = start, stop - start, name.encode(), 1
         with _counted:
             self._launch.regions, self._launch.region_count = ctypes.addressof(regions), len(arrays)
-            self(grid, block, args, shared)
+            self(grid, block, args, shared, cooperative)
             counts = self._counts().contents
             names = [name for name, _, _ in arrays]
             return LaunchCounts(

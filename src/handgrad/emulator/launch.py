@@ -24,7 +24,9 @@ from handgrad.emulator.settings import (
     SHARED_BYTES_PER_BLOCK,
     STATIC_SHARED_BYTES,
     THREADS_PER_BLOCK,
+    Settings,
     current_settings,
+    resident_blocks,
 )
 from handgrad.emulator.source import parameter_names
 
@@ -53,6 +55,7 @@ class _Launch(ctypes.Structure):  # Launch
         ("seed", ctypes.c_ulonglong),
         ("order", ctypes.c_int),
         ("landing", ctypes.c_int),
+        ("cooperative", ctypes.c_int),
         ("search", ctypes.c_int),
         ("region_count", ctypes.c_int),
         ("regions", ctypes.c_void_p),
@@ -88,8 +91,12 @@ def launch(
     block: Sequence[int],
     args: Sequence[Any],
     shared: int = 0,
+    cooperative: bool = False,
 ) -> None:
     """Run one kernel: ``grid`` blocks of ``block`` threads, ``shared`` bytes of dynamic shared memory each.
+
+    The blocks of a ``cooperative`` launch are all resident from the start, so that they may wait for each
+    other.
 
     ``args`` are emulated arrays, NumPy scalars or ``None`` (a null pointer), of the number, kinds and sizes
     of the kernel's C++ parameters: ``TypeError`` names the first that is not.  :class:`EmulatorError` reports
@@ -97,12 +104,12 @@ def launch(
     """
     instead = _instead.get()
     if instead is not None:
-        return instead(source, expression, grid, block, args, shared)
+        return instead(source, expression, grid, block, args, shared, cooperative)
     key = (str(source), expression, current_settings().arch)
     kernel = _kernels.get(key)
     if kernel is None:
         kernel = _kernels[key] = CompiledKernel(source, expression)
-    kernel(grid, block, args, shared)
+    kernel(grid, block, args, shared, cooperative)
 
 
 _kernels: dict[tuple[str, str, str], CompiledKernel] = {}
@@ -242,7 +249,12 @@ class CompiledKernel:
         )
 
     def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared: int = 0,
+        cooperative: bool = False,
     ) -> None:
         chosen = current_settings()
         values = self._convert(args)
@@ -251,7 +263,10 @@ class CompiledKernel:
             launch.grid[:] = self._extent("grid", grid, GRID_LIMITS, chosen.arch)
             launch.block[:] = self._extent("block", block, BLOCK_LIMITS, chosen.arch)
             self._check_block(launch.block, shared, chosen.arch)
+            if cooperative:
+                self._check_residency(launch.grid, launch.block, shared, chosen)
             launch.dynamic_shared = shared
+            launch.cooperative = cooperative
             launch.order = ORDERS.index(chosen.order)
             # sm_75 has no asynchronous copies: intrinsics.cuh copies at once
             launch.landing = LANDINGS.index("early" if chosen.arch == "sm_75" else chosen.copies)
@@ -310,4 +325,13 @@ class CompiledKernel:
             raise LaunchError(
                 f"{self.name}: {self.static_shared} + {shared} bytes of static and dynamic shared memory: "
                 f"{arch} allows a block {SHARED_BYTES_PER_BLOCK[arch]}"
+            )
+
+    def _check_residency(self, grid: Any, block: Any, shared: int, chosen: Settings) -> None:
+        threads, blocks = block[0] * block[1] * block[2], grid[0] * grid[1] * grid[2]
+        each = resident_blocks(chosen.arch, threads, self.static_shared + shared)
+        if blocks > each * chosen.sms:
+            raise LaunchError(
+                f"{self.name}: a cooperative grid of {blocks} blocks: {chosen.sms} multiprocessors of "
+                f"{chosen.arch} hold {each} each at a time, {each * chosen.sms} in all; launch fewer blocks"
             )

@@ -27,6 +27,15 @@ SHARED_BYTES_PER_BLOCK = {
     "sm_100": 227 * 1024,
     "sm_120": 99 * 1024,
 }
+# What one multiprocessor holds at a time, of the same table: threads, blocks, bytes of shared memory (each
+# block takes RESERVED_SHARED_BYTES more than it asks for, but on sm_75).
+THREADS_PER_SM = dict(zip(SHARED_BYTES_PER_BLOCK, (1024, 2048, 1536, 1536, 2048, 2048, 1536), strict=True))
+BLOCKS_PER_SM = dict(zip(SHARED_BYTES_PER_BLOCK, (16, 32, 16, 24, 32, 32, 24), strict=True))
+SHARED_BYTES_PER_SM = {
+    arch: kilobytes * 1024
+    for arch, kilobytes in zip(SHARED_BYTES_PER_BLOCK, (64, 164, 100, 100, 228, 228, 100), strict=True)
+}
+RESERVED_SHARED_BYTES = 1024
 # L2 cache of one GPU of each architecture (T4, A100, A10, RTX 4090, H100, B200, RTX 5090), in bytes: what
 # launch code is told of, nothing more.
 L2_BYTES = {
@@ -53,7 +62,8 @@ class Settings:
     ``copies`` says when asynchronous copies land: ``"late"`` at the wait that covers them, ``"early"`` when
     they are issued, ``"random"`` at either.
 
-    ``sms``: the multiprocessors that launch code is told of; results do not depend on them.
+    ``sms``: the multiprocessors that launch code is told of, and that bound a cooperative grid; results do
+    not depend on them.
     """
 
     arch: str = "sm_80"
@@ -72,6 +82,15 @@ class Settings:
             raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {self.seed!r}")
         if isinstance(self.sms, bool) or not isinstance(self.sms, int) or not 1 <= self.sms <= 1024:
             raise ValueError(f"sms: expected a number of multiprocessors, 1 to 1024, got {self.sms!r}")
+
+
+def resident_blocks(arch: str, threads: int, shared: int) -> int:
+    """Blocks of ``threads`` threads and ``shared`` bytes of shared memory that one multiprocessor holds at a
+    time, 0 where it holds none; registers, which the emulator knows nothing of, may allow fewer."""
+    reserved = 0 if arch == "sm_75" else RESERVED_SHARED_BYTES
+    warps = -(-threads // 32)
+    by_shared = SHARED_BYTES_PER_SM[arch] // (shared + reserved) if shared + reserved else BLOCKS_PER_SM[arch]
+    return min(BLOCKS_PER_SM[arch], THREADS_PER_SM[arch] // 32 // warps, by_shared)
 
 
 _chosen: ContextVar[Settings | None] = ContextVar("handgrad_emulator_settings", default=None)

@@ -56,9 +56,10 @@ def _launch(
     block: Sequence[int],
     args: Sequence[Any],
     shared: int,
+    cooperative: bool,
 ) -> None:
     kernel = _watched_kernel(str(source), expression, MODES[search], current_settings().arch)
-    kernel.search(search, grid, block, args, shared)
+    kernel.search(search, grid, block, args, shared, cooperative)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -111,7 +112,13 @@ class WatchedKernel(CompiledKernel):
         self._path = build(source, expression, mode)
 
     def search(
-        self, search: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
+        self,
+        search: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared: int = 0,
+        cooperative: bool = False,
     ) -> None:
         """Launch, on copies of the arguments' memory; the results are copied back."""
         self._convert(args)  # for its errors
@@ -127,10 +134,12 @@ class WatchedKernel(CompiledKernel):
         launch.fill = UNWRITTEN
         moved = [_moved(argument, buffers) for argument in args]
         before = [buffer.memory.copy() for buffer in buffers] if search == "initialisation" else []
-        self(grid, block, moved, shared)
+        self(grid, block, moved, shared, cooperative)
         if search == "initialisation" and launch.unwritten_read:
             message = self._error()
-            self._require_no_influence(message, buffers, before, lambda: self(grid, block, moved, shared))
+            self._require_no_influence(
+                message, buffers, before, lambda: self(grid, block, moved, shared, cooperative)
+            )
         for buffer in buffers:
             if buffer.original is not None:
                 buffer.original[...] = buffer.memory

@@ -10,6 +10,8 @@ from handgrad.ops import (
     linear,
     loss,
     optimizer,
+    two_layer_epoch,
+    two_layer_general,
     two_layer_pair,
     two_layer_reduce,
     two_layer_step,
@@ -22,9 +24,11 @@ KERNEL_MODULES = (
     linear,
     loss,
     optimizer,
+    two_layer_epoch,
+    two_layer_general,
+    two_layer_pair,
     two_layer_reduce,
     two_layer_step,
-    two_layer_pair,
 )
 
 __all__ = [
@@ -35,6 +39,8 @@ __all__ = [
     "linear",
     "loss",
     "optimizer",
+    "two_layer_epoch",
+    "two_layer_general",
     "two_layer_pair",
     "two_layer_reduce",
     "two_layer_step",

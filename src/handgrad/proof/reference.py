@@ -20,8 +20,10 @@ Floats = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 
-def exact(values: Floats) -> Bounded:
-    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0."""
+def exact(values: Floats | Bounded) -> Bounded:
+    """Inputs of a kernel: without error, but that a subnormal one may be taken as 0; a Bounded stays."""
+    if isinstance(values, Bounded):
+        return values
     precision = PRECISIONS[values.dtype.name]
     wide = values.astype(precision.wide)
     return Bounded(wide, np.where(abs(wide) < precision.smallest_normal, abs(wide), 0), precision)
@@ -90,19 +92,22 @@ def reduce_partials(partials: Floats) -> Bounded:
 # ---- loss ------------------------------------------------------------------------------------------------
 
 
-def loss(Z: Floats, y: NDArray[Any], name: str, output: str, reduction: str) -> tuple[Bounded, Bounded]:
+def loss(
+    Z: Floats | Bounded, y: NDArray[Any], name: str, output: str, reduction: str
+) -> tuple[Bounded, Bounded]:
     """The loss and dZ."""
-    precision = PRECISIONS[Z.dtype.name]
-    count = Z.size if name in ("mse", "bce") else Z.shape[0]
+    z = Z if isinstance(Z, Bounded) else exact(Z)
+    precision = z.precision
+    count = z.value.size if name in ("mse", "bce") else z.value.shape[0]
     scale = Bounded.exact(1.0, precision)
     if reduction == "mean":
         scale = Bounded.constant(1.0 / count, precision) if count else Bounded.exact(math.nan, precision)
     total, dZ = (
-        _mse(exact(Z), exact(y), output, scale)
+        _mse(z, exact(y), output, scale)
         if name == "mse"
-        else _bce(exact(Z), exact(y), scale)
+        else _bce(z, exact(y), scale)
         if name == "bce"
-        else _of_rows(exact(Z), y, _cross_entropy if name == "cross_entropy" else _hinge, scale)
+        else _of_rows(z, y, _cross_entropy if name == "cross_entropy" else _hinge, scale)
     )
     return total * scale, dZ
 
@@ -134,7 +139,7 @@ def _of_rows(z: Bounded, labels: NDArray[Any], rows: Rows, scale: Bounded) -> tu
 
 def _cross_entropy(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded, Bounded]:
     p = z.precision
-    largest = Bounded.exact(z.value.max(axis=1, keepdims=True), p)
+    largest = Bounded.exact(z.value.max(axis=1, keepdims=True), p)  # whatever it is, it cancels
     weights = (z - largest).exp()
     denominator = weights.sum(axis=1, keepdims=True)
     of_label = Bounded(z.value[is_label][:, None], z.error[is_label][:, None], p)
@@ -197,9 +202,9 @@ def clip_factor(g: Floats, clip_norm: float | None) -> Bounded:
 
 def optimizer_update(
     settings: Mapping[str, Any],
-    w: Floats,
+    w: Floats | Bounded,
     g: Floats | Bounded,
-    states: Mapping[str, Floats],
+    states: Mapping[str, Floats | Bounded],
     t: int,
     factor: Bounded | None = None,
 ) -> tuple[Bounded, dict[str, Bounded]]:
@@ -207,7 +212,8 @@ def optimizer_update(
 
     ``settings``: the ``config()`` of the optimizer; ``factor``: of :func:`clip_factor`, if clipped.
     """
-    own, double = PRECISIONS[w.dtype.name], PRECISIONS["float64"]
+    weight, gradient = exact(w), exact(g)
+    own, double = weight.precision, PRECISIONS["float64"]
 
     def constant(number: float | Bounded) -> Bounded:
         """A hyperparameter: prepared in float64, then rounded."""
@@ -218,7 +224,6 @@ def optimizer_update(
         """1 - betaᵗ without cancellation."""
         return -(Bounded.exact(beta, double).log() * t).expm1()
 
-    weight, gradient = exact(w), g if isinstance(g, Bounded) else exact(g)
     gradient = gradient if factor is None else gradient * factor
     lr, decay = settings["lr"], settings["weight_decay"]
     if settings["optimizer"] == "AdamW":

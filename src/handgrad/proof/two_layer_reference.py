@@ -35,7 +35,7 @@ class Step:
 def step(
     X: Bounded,
     y: NDArray[Any],
-    parameters: Mapping[str, Floats],
+    parameters: Mapping[str, Floats | Bounded],
     activation: str,
     output: str,
     loss: str,

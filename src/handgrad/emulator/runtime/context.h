@@ -32,30 +32,6 @@ inline void switch_context(Context& from, Context& to) { swapcontext(&from.saved
 
 // Saves the callee-saved registers on the running stack, stores that stack pointer, and resumes the other.
 extern "C" void emulated_switch_stack(void** save, void* resume);
-asm(R"(
-    .text
-    .p2align 4
-    .hidden emulated_switch_stack
-    .globl emulated_switch_stack
-    .type emulated_switch_stack, @function
-emulated_switch_stack:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size emulated_switch_stack, .-emulated_switch_stack
-)");
 
 namespace emulated {
 

@@ -1,5 +1,6 @@
 // The threads that can run, and which of them runs next.
 #pragma once
+#include <stdlib.h>
 
 namespace emulated {
 
@@ -22,9 +23,18 @@ private:
     unsigned long long state_ = 1;
 };
 
-// A ring of thread numbers.  Every thread is in it at most once, so max_threads places are enough.
+// A ring of thread numbers.  Every thread is in it at most once, so that it takes no more places than threads.
 class ReadyQueue {
 public:
+    // False where there is no memory for `threads` places.
+    bool make_room(int threads) {
+        if (threads <= capacity_) return true;
+        auto* larger = static_cast<int*>(realloc(threads_, static_cast<size_t>(threads) * sizeof(int)));
+        if (!larger) return false;
+        threads_ = larger;
+        capacity_ = threads;
+        return true;
+    }
     void start(Order order, Random& random) {
         order_ = order;
         random_ = &random;
@@ -35,7 +45,7 @@ public:
     // Adds a thread behind all others.
     void defer(int thread) {
         if (order_ != Order::lifo) return push(thread);
-        head_ = (head_ + max_threads - 1) % max_threads;
+        head_ = (head_ + capacity_ - 1) % capacity_;
         ++size_;
         at(0) = thread;
     }
@@ -57,16 +67,16 @@ public:
             at(0) = thread;
         }
         const int thread = at(0);
-        head_ = (head_ + 1) % max_threads;
+        head_ = (head_ + 1) % capacity_;
         --size_;
         return thread;
     }
 
 private:
-    int& at(int place) { return threads_[(head_ + place) % max_threads]; }
+    int& at(int place) { return threads_[(head_ + place) % capacity_]; }
 
-    int threads_[max_threads];
-    int head_ = 0, size_ = 0;
+    int* threads_ = nullptr;  // kept from launch to launch
+    int capacity_ = 0, head_ = 0, size_ = 0;
     Order order_ = Order::forward;
     Random* random_ = nullptr;
 };

@@ -10,6 +10,8 @@ from handgrad.proof.trials import (
     linear,
     loss,
     optimizer,
+    two_layer_epoch,
+    two_layer_general,
     two_layer_pair,
     two_layer_reduce,
     two_layer_step,
@@ -28,10 +30,15 @@ TRIALS: dict[str, Callable[[str, bool], list[Trial]]] = {
     "loss.rows": loss.rows_trials,
     "optimizer.squares": optimizer.squares_trials,
     "optimizer.update": optimizer.update_trials,
+    "two_layer.general_hidden": two_layer_general.hidden_trials,
+    "two_layer.general_output": two_layer_general.output_trials,
+    "two_layer.general_output_wide": two_layer_general.output_wide_trials,
+    "two_layer.general_weight": two_layer_general.weight_trials,
     "two_layer.reduce": two_layer_reduce.reduce_trials,
     "two_layer.step": two_layer_step.step_trials,
     "two_layer.pair_forward": two_layer_pair.forward_trials,
     "two_layer.pair_backward": two_layer_pair.backward_trials,
+    "two_layer.epoch": two_layer_epoch.epoch_trials,
 }
 DTYPES = ("float32", "float64", "int32")
 

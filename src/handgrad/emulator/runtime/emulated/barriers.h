@@ -9,6 +9,10 @@ enum class Vote { none, count, all, any };
 // Waits for every thread of the block; returns the vote's outcome, the same for all of them.
 EMULATED_API int block_barrier(Vote vote, bool predicate, const char* name, Site site);
 
+// One thread of a block at a barrier of several blocks, which they know by the address of its counter.  The
+// last to arrive lets all others go on; only in a cooperative launch are they sure to run at the same time.
+EMULATED_API void grid_meeting(const void* counter, bool last, const char* name, Site site);
+
 }  // namespace emulated
 
 inline void __syncthreads(emulated::Site site = emulated::Site::here()) {

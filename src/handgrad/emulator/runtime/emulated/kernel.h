@@ -50,6 +50,7 @@ struct Launch {
     unsigned long long seed;
     int order;                          // Order in ready_queue.h
     int landing;                        // Landing in asynchronous_copies.h
+    int cooperative;                    // 1: every block is resident from the start
     Search search;
     int region_count;
     const Region* regions;              // only in builds that watch accesses

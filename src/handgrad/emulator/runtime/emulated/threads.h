@@ -26,6 +26,7 @@ struct Thread {
     unsigned warp;         // linear / 32
     void* dynamic_shared;  // the block's dynamic shared memory
     unsigned unchanged;    // atomics so far that changed nothing: those of a waiting loop
+    unsigned slot;         // number of its block among those that are resident
 };
 
 EMULATED_API extern Thread* current;  // the thread that runs now

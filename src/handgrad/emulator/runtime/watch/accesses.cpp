@@ -17,11 +17,21 @@ namespace {
 
 Memory memory;
 Launch* watched;  // null where no grid runs
-Clocks clocks;
 CarriedByAddress carried;
-Shadow argument_shadows[Memory::most_arguments], shared_shadows[2];
-Contents argument_contents[Memory::most_arguments], shared_contents[2];
-CopiesUnderWay copies_under_way[max_threads];
+Shadow argument_shadows[Memory::most_arguments];
+Contents argument_contents[Memory::most_arguments];
+
+// What is known of a block that is resident, and of its shared memory: static, dynamic.
+struct Resident {
+    Clocks clocks;
+    Shadow shared_shadows[2];
+    Contents shared_contents[2];
+    CopiesUnderWay copies_under_way[max_threads];
+};
+List<Resident*> residents;  // by slot; kept from launch to launch
+
+Resident& resident() { return *residents[static_cast<int>(current->slot)]; }
+
 struct CopyPlace {
     Address target;
     unsigned place;
@@ -41,7 +51,7 @@ ThreadName thread_of(const Moment& moment) {
 
 const char* remedy(const Moment& before, Access kind, const char* did) {
     const bool atomic = kind >= Access::atomic_load || strchr(did, '(') || strstr(did, "atomically");
-    if (before.block != clocks.block())
+    if (before.block != resident().clocks.block())
         return atomic ? "one access is atomic or volatile, the other is not, and no fences order the two blocks"
                       : "nothing orders the two blocks: it takes a __threadfence on both sides of an atomic";
     if (atomic) return "one access is atomic or volatile, the other is not, and no barrier lies between";
@@ -54,6 +64,7 @@ void check_race(Shadow& shadow, Address address, size_t bytes, Access kind, unsi
     static const char* const does[] = {"reads", "writes", "reads (volatile)", "writes (volatile)",
                                        "updates atomically"};
     const int thread = static_cast<int>(current->linear);
+    const Clocks& clocks = resident().clocks;
     const Mark mark = {{clocks.block(), thread, clocks.now(thread)}, place, 0, false};
     const Race race = shadow.access(address, bytes, kind, mark, thread, clocks);
     if (!race.before) return;
@@ -88,6 +99,7 @@ void check_contents(Contents& contents, Address address, size_t bytes, Access ki
 // Atomics pass on what fences gave and receive it.
 void pass_knowledge(Address address, Access kind) {
     const int thread = static_cast<int>(current->linear);
+    Clocks& clocks = resident().clocks;
     Carried* found = carried.find(address);
     if (found && kind != Access::atomic_store) clocks.acquire(thread, *found);
     if (kind != Access::atomic_load && (found || clocks.gives(thread)))
@@ -106,13 +118,13 @@ void note(Address address, size_t bytes, Access kind, unsigned place) {
                   memory.name_of(address, bytes).text);
     }
     if (watched->search == Search::initialisation) {
-        check_contents(shared >= 0 ? shared_contents[shared] : argument_contents[argument], address, bytes, kind,
+        check_contents(shared >= 0 ? resident().shared_contents[shared] : argument_contents[argument], address, bytes, kind,
                        place);
         return;
     }
     if (argument >= 0 && memory.argument(argument).constant && kind == Access::read) return;
     if (kind >= Access::atomic_load) pass_knowledge(address, kind);
-    check_race(shared >= 0 ? shared_shadows[shared] : argument_shadows[argument], address, bytes, kind, place);
+    check_race(shared >= 0 ? resident().shared_shadows[shared] : argument_shadows[argument], address, bytes, kind, place);
 }
 
 void note(const void* address, size_t bytes, Access kind, const void* place) {
@@ -122,7 +134,7 @@ void note(const void* address, size_t bytes, Access kind, const void* place) {
 }  // namespace
 
 void fence(Scope scope) {
-    if (watched && watched->search == Search::races) clocks.fence(static_cast<int>(current->linear), scope);
+    if (watched && watched->search == Search::races) resident().clocks.fence(static_cast<int>(current->linear), scope);
 }
 
 void watch_grid(Launch& launch, void (*body)(void*)) {
@@ -138,22 +150,26 @@ void watch_grid(Launch& launch, void (*body)(void*)) {
     watched = &launch;
 }
 
-void watch_block(unsigned block, void* static_shared, void* dynamic_shared) {
-    memory.begin_block(static_shared, watched->static_shared.bytes, dynamic_shared, watched->dynamic_shared);
+void watch_block(unsigned slot, unsigned block, void* static_shared, void* dynamic_shared) {
+    memory.begin_block(slot, static_shared, watched->static_shared.bytes, dynamic_shared, watched->dynamic_shared);
     const int threads = static_cast<int>(block_dimensions.x * block_dimensions.y * block_dimensions.z);
-    clocks.begin_block(block, threads);
+    while (residents.size() <= static_cast<int>(slot)) residents.add(make<Resident>());
+    Resident& one = *residents[static_cast<int>(slot)];
+    one.clocks.begin_block(block, threads);
     copy_places.clear();
-    for (int i = 0; i < threads; ++i) copies_under_way[i].begin_block();
+    for (int i = 0; i < threads; ++i) one.copies_under_way[i].begin_block();
     for (int i = 0; i < 2; ++i) {
-        shared_shadows[i].begin(memory.shared_range(i), 4);
-        if (watched->search == Search::initialisation) shared_contents[i].begin(memory.shared_range(i), Written::no);
+        const Range& range = memory.shared_range(i, slot);
+        one.shared_shadows[i].begin(range, 4);
+        if (watched->search == Search::initialisation) one.shared_contents[i].begin(range, Written::no);
     }
 }
 
-void watch_barrier() { clocks.barrier(); }
-void watch_warp_barrier(const int* threads, int count) { clocks.warp_barrier(threads, count); }
+void watch_barrier() { resident().clocks.barrier(); }
+void watch_warp_barrier(const int* threads, int count) { resident().clocks.warp_barrier(threads, count); }
 
-void watch_block_end() {}
+void watch_blocks_end() {}
+int watch_static_shared(StaticPiece*, int) { return -1; }
 void watch_collective(unsigned, bool, const char*) {}
 
 void watch_copy(const Copy& copy, const void* place) {
@@ -161,24 +177,25 @@ void watch_copy(const Copy& copy, const void* place) {
     note(copy.target, copy.bytes, Access::write, place);
     Copy noted = copy;
     noted.source = static_cast<const char*>(place);  // what is kept of it
-    if (!copies_under_way[current->linear].add(noted)) abort();
+    if (!resident().copies_under_way[current->linear].add(noted)) abort();
     copy_places.add({address_of(copy.target), offset_of(place)});
     const int shared = memory.shared_with(address_of(copy.target), copy.bytes);
     if (shared >= 0 && watched->search == Search::initialisation)
-        shared_contents[shared].set(address_of(copy.target), copy.bytes, Written::by_copy_under_way);
+        resident().shared_contents[shared].set(address_of(copy.target), copy.bytes, Written::by_copy_under_way);
 }
-void watch_commit() { copies_under_way[current->linear].commit(); }
+void watch_commit() { resident().copies_under_way[current->linear].commit(); }
 void watch_wait(int newest) {
     // A copy is a write at any time until the wait: at its end it counts once more.
     const auto landed = [](const Copy& copy) { note(copy.target, copy.bytes, Access::write, copy.source); };
-    CopiesUnderWay& mine = copies_under_way[current->linear];
+    CopiesUnderWay& mine = resident().copies_under_way[current->linear];
     if (newest < 0) mine.wait_all(landed);
     else mine.wait(newest, landed);
 }
 
 void watch_end() {
     for (int i = 0; i < memory.argument_count(); ++i) argument_shadows[i].begin({}, 1);
-    for (int i = 0; i < 2; ++i) shared_shadows[i].begin({}, 1);
+    for (Resident* one : residents)
+        for (Shadow& shadow : one->shared_shadows) shadow.begin({}, 1);
     watched = nullptr;
 }
 

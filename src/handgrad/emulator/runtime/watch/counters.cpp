@@ -50,13 +50,15 @@ struct WarpPlaces {
 
 Memory memory;
 Launch* launch_counted;
-bool watched;  // a block runs
+bool watched;  // blocks run
 Sectors touched[Memory::most_arguments][3];  // by Direction
 List<Place> places;
 List<int> slots;  // places by key, a hash table: the place's number + 1, or 0
 List<PlaceCounts> counts;
 List<int> next_counts;
-WarpPlaces warps[max_threads / 32];
+constexpr int warps_of_block = max_threads / 32;
+WarpPlaces* warps;  // of each slot
+int warp_count;
 long long kept;
 List<const char*> collectives;
 List<unsigned long long> collective_counts;
@@ -71,9 +73,9 @@ struct Whereabouts {
     Range range;  // of the same memory
 };
 
-Whereabouts find(Address address) {
-    const int shared = memory.shared_with(address, 1);
-    if (shared >= 0) return {shared_memory, memory.shared_range(shared)};
+Whereabouts find(Address address, unsigned slot) {
+    const int shared = memory.shared_with(address, 1, slot);
+    if (shared >= 0) return {shared_memory, memory.shared_range(shared, slot)};
     const int argument = memory.argument_with(address, 1);
     if (argument >= 0) return {argument, memory.argument_range(argument)};
     return {memory.is_of_kernel(address) ? module_variables : elsewhere, {address, address + 1}};
@@ -90,10 +92,10 @@ PlaceCounts& counts_of(int place, int where) {
     return counts.add({code, p.site.file, p.site.line, where, p.direction, p.bytes, 0, 0, 0, 0, 0, 0});
 }
 
-void count(int place, const Request& request) {
+void count(int place, const Request& request, unsigned slot) {
     const unsigned bytes = places[place].bytes;
     for (unsigned left = request.mask; left;) {
-        const Whereabouts first = find(request.address[__builtin_ctz(left)]);
+        const Whereabouts first = find(request.address[__builtin_ctz(left)], slot);
         const int where = first.memory;
         Address addresses[32];
         int lanes = 0;
@@ -101,7 +103,7 @@ void count(int place, const Request& request) {
         for (unsigned others = left; others; others &= others - 1) {
             const int lane = __builtin_ctz(others);
             const Address address = request.address[lane];
-            if (!first.range.contains(address) && find(address).memory != where) continue;
+            if (!first.range.contains(address) && find(address, slot).memory != where) continue;
             members |= 1u << lane;
             addresses[lanes++] = address;
         }
@@ -120,10 +122,12 @@ void count(int place, const Request& request) {
 }
 
 // Counts all that the warp has begun: its lanes go on together.
-void complete(WarpPlaces& warp) {
+void complete(int number) {
+    WarpPlaces& warp = warps[number];
+    const auto slot = static_cast<unsigned>(number / warps_of_block);
     for (const int place : warp.begun) {
         Begun& begun = warp.places[place];
-        for (const Request& request : begun.requests) count(place, request);
+        for (const Request& request : begun.requests) count(place, request, slot);
         kept -= begun.requests.size();
         begun.requests.clear();
         memset(begun.accesses, 0, sizeof begun.accesses);
@@ -165,9 +169,11 @@ int place_of(Address key, Site site, Direction direction, unsigned bytes) {
     return add_place({key, site, direction, bytes, -1});
 }
 
+int warp_of(unsigned warp) { return static_cast<int>(current->slot) * warps_of_block + static_cast<int>(warp); }
+
 void keep(Address key, Site site, Direction direction, Address address, unsigned bytes) {
     const int place = place_of(key, site, direction, bytes);
-    WarpPlaces& warp = warps[current->warp];
+    WarpPlaces& warp = warps[warp_of(current->warp)];
     warp.places.reach(place + 1);
     Begun& begun = warp.places[place];
     const int k = static_cast<int>(begun.accesses[current->lane]++);
@@ -239,7 +245,7 @@ void watch_grid(Launch& launch, void (*body)(void*)) {
     launch_counted = &launch;
     for (int i = 0; i < memory.argument_count(); ++i)
         for (Sectors& sectors : touched[i]) sectors.begin(memory.argument_range(i));
-    for (WarpPlaces& warp : warps) complete(warp);  // what a launch that failed has left
+    for (int i = 0; i < warp_count; ++i) complete(i);  // what a launch that failed has left
     places.clear();
     memset(slots.begin(), 0, sizeof(int) * static_cast<size_t>(slots.size()));
     counts.clear();
@@ -249,25 +255,33 @@ void watch_grid(Launch& launch, void (*body)(void*)) {
     barriers = 0;
 }
 
-void watch_block(unsigned, void* static_shared, void* dynamic_shared) {
-    memory.begin_block(static_shared, launch_counted->static_shared.bytes, dynamic_shared,
+void watch_block(unsigned slot, unsigned, void* static_shared, void* dynamic_shared) {
+    memory.begin_block(slot, static_shared, launch_counted->static_shared.bytes, dynamic_shared,
                        launch_counted->dynamic_shared);
+    const int wanted = (static_cast<int>(slot) + 1) * warps_of_block;
+    if (wanted > warp_count) {
+        const size_t bytes = static_cast<size_t>(wanted) * sizeof(WarpPlaces);
+        warps = static_cast<WarpPlaces*>(realloc(static_cast<void*>(warps), bytes));
+        if (!warps) abort();
+        memset(static_cast<void*>(warps + warp_count), 0, bytes - static_cast<size_t>(warp_count) * sizeof(WarpPlaces));
+        warp_count = wanted;
+    }
     watched = true;
 }
 
-void watch_block_end() {
+void watch_blocks_end() {
     watched = false;  // what the launch itself reads is not the kernel's
-    for (WarpPlaces& warp : warps) complete(warp);
+    for (int i = 0; i < warp_count; ++i) complete(i);
 }
 
 void watch_barrier() {
     ++barriers;
-    for (WarpPlaces& warp : warps) complete(warp);
+    for (int i = 0; i < warps_of_block; ++i) complete(warp_of(static_cast<unsigned>(i)));
 }
 void watch_warp_barrier(const int*, int) {}
 
 void watch_collective(unsigned warp, bool whole, const char* name) {
-    if (whole) complete(warps[warp]);
+    if (whole) complete(warp_of(warp));
     int i = 0;
     while (i < collectives.size() && strcmp(collectives[i], name) != 0) ++i;
     if (i == collectives.size()) {
@@ -283,6 +297,8 @@ void watch_copy(const Copy& copy, const void* code) {
 }
 void watch_commit() {}
 void watch_wait(int) {}
+
+int watch_static_shared(StaticPiece*, int) { return -1; }
 
 void watch_end() {
     distinct.clear();

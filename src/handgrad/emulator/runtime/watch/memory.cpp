@@ -42,6 +42,28 @@ const Variable* variable_around(Address address) {
     return nullptr;
 }
 
+// Whether it lies in a segment that the dynamic linker lets one write to.
+bool is_writable(Address address) {
+    struct Sought {
+        Address address;
+        bool writable, read_only;
+    } sought = {address, false, false};
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* argument) {
+            auto* sought = static_cast<Sought*>(argument);
+            for (int i = 0; i < info->dlpi_phnum; ++i) {
+                const auto& segment = info->dlpi_phdr[i];
+                const Address start = info->dlpi_addr + segment.p_vaddr;
+                if (!Range{start, start + segment.p_memsz}.contains(sought->address)) continue;
+                if (segment.p_type == PT_LOAD) sought->writable = segment.p_flags & PF_W;
+                if (segment.p_type == PT_GNU_RELRO) sought->read_only = true;
+            }
+            return 0;
+        },
+        &sought);
+    return sought.writable && !sought.read_only;
+}
+
 [[noreturn]] void report(const char* what, size_t bytes, const char* where, const void* place) {
     watched->places[0] = address_of(place) - memory.kernel_start();
     const ThreadName thread(current->index, current->block);
@@ -79,10 +101,10 @@ void watch_grid(Launch& launch, void (*body)(void*)) {
         if (libraries[i].count && memory.is_of_kernel(address_of(libraries[i].first))) variables = &libraries[i];
     watched = &launch;
 }
-void watch_block(unsigned, void* static_shared, void* dynamic_shared) {
-    memory.begin_block(static_shared, watched->static_shared.bytes, dynamic_shared, watched->dynamic_shared);
+void watch_block(unsigned slot, unsigned, void* static_shared, void* dynamic_shared) {
+    memory.begin_block(slot, static_shared, watched->static_shared.bytes, dynamic_shared, watched->dynamic_shared);
 }
-void watch_block_end() {}
+void watch_blocks_end() {}
 void watch_barrier() {}
 void watch_warp_barrier(const int*, int) {}
 void watch_collective(unsigned, bool, const char*) {}
@@ -93,6 +115,16 @@ void watch_copy(const Copy& copy, const void* place) {
 void watch_commit() {}
 void watch_wait(int) {}
 void watch_end() { watched = nullptr; }
+
+// In this mode shared variables are ordinary ones, and nothing tells them from __device__ variables.
+int watch_static_shared(StaticPiece* pieces, int most) {
+    int count = 0;
+    for (size_t i = 0; variables && i < variables->count && count < most; ++i) {
+        const Variable& variable = variables->first[i];
+        if (is_writable(variable.start)) pieces[count++] = {reinterpret_cast<void*>(variable.start), variable.bytes};
+    }
+    return count;
+}
 
 }  // namespace emulated
 

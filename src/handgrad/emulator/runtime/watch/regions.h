@@ -5,6 +5,7 @@
 
 #include "../emulated/kernel.h"
 #include "../stacks.h"
+#include "list.h"
 
 namespace emulated {
 
@@ -44,6 +45,12 @@ inline Range library_with(const void* address) {
     return sought.found;
 }
 
+bool is_thread(const void* address);  // of those that run, which kernels read their threadIdx from
+
+struct SharedOfBlock {
+    Range of[2];  // static, dynamic
+};
+
 // The memory of one launch.
 class Memory {
 public:
@@ -62,16 +69,19 @@ public:
         values_ = {values, values + launch.value_bytes};
         const Address pointers = address_of(launch.arguments);
         pointers_ = {pointers, pointers + 8 * (launch.value_bytes / 16 + 1)};
-        stacks_ = {address_of(stacks), address_of(stacks) + max_threads * stack_size};
     }
-    void begin_block(void* static_shared, size_t static_bytes, void* dynamic_shared, size_t dynamic_bytes) {
-        shared_[0] = {address_of(static_shared), address_of(static_shared) + (static_shared ? static_bytes : 0)};
-        shared_[1] = {address_of(dynamic_shared), address_of(dynamic_shared) + (dynamic_shared ? dynamic_bytes : 0)};
+    void begin_block(unsigned slot, void* static_shared, size_t static_bytes, void* dynamic_shared,
+                     size_t dynamic_bytes) {
+        shared_.reach(static_cast<int>(slot) + 1);
+        Range* of = shared_[static_cast<int>(slot)].of;
+        of[0] = {address_of(static_shared), address_of(static_shared) + (static_shared ? static_bytes : 0)};
+        of[1] = {address_of(dynamic_shared), address_of(dynamic_shared) + (dynamic_shared ? dynamic_bytes : 0)};
     }
 
     // Registers, local arrays, parameters, and what belongs to the emulator: nobody else's business.
     bool is_private(Address address) const {
-        return stacks_.contains(address) || runtime_.contains(address) || values_.contains(address) ||
+        const auto* place = reinterpret_cast<const void*>(address);
+        return is_stack(place) || is_thread(place) || runtime_.contains(address) || values_.contains(address) ||
                pointers_.contains(address);
     }
     bool is_of_kernel(Address address) const { return kernel_.contains(address); }
@@ -83,14 +93,15 @@ public:
             if (ranges_[i].contains(address, bytes)) return i;
         return -1;
     }
-    // 0 static, 1 dynamic, -1 neither.
-    int shared_with(Address address, size_t bytes) const {
+    // 0 static, 1 dynamic, -1 neither: of the block in `slot`, that of the running thread by default.
+    int shared_with(Address address, size_t bytes) const { return shared_with(address, bytes, current->slot); }
+    int shared_with(Address address, size_t bytes, unsigned slot) const {
         for (int i = 0; i < 2; ++i)
-            if (shared_[i].contains(address, bytes)) return i;
+            if (shared_range(i, slot).contains(address, bytes)) return i;
         return -1;
     }
     const Range& argument_range(int i) const { return ranges_[i]; }
-    const Range& shared_range(int i) const { return shared_[i]; }
+    const Range& shared_range(int i, unsigned slot) const { return shared_[static_cast<int>(slot)].of[i]; }
     const Region& argument(int i) const { return arguments_[i]; }
     int argument_count() const { return count_; }
 
@@ -104,9 +115,9 @@ public:
         if (argument >= 0 && ranges_[argument].contains(address, bytes))
             snprintf(name.text, sizeof name.text, "%s[%zu]", arguments_[argument].name,
                      (address - ranges_[argument].start) / arguments_[argument].itemsize);
-        else if (shared >= 0 && shared_[shared].contains(address, bytes))
+        else if (shared >= 0 && shared_range(shared, current->slot).contains(address, bytes))
             snprintf(name.text, sizeof name.text, "%s shared memory at byte %zu", shared ? "dynamic" : "static",
-                     address - shared_[shared].start);
+                     address - shared_range(shared, current->slot).start);
         else
             describe_outside(name, address);
         return name;
@@ -127,8 +138,8 @@ private:
             if (distance < nearest) nearest = distance, range = &candidate, owner = text;
         };
         for (int i = 0; i < count_; ++i) consider(ranges_[i], arguments_[i].name);
-        consider(shared_[0], "static shared memory");
-        consider(shared_[1], "dynamic shared memory");
+        consider(shared_range(0, current->slot), "static shared memory");
+        consider(shared_range(1, current->slot), "dynamic shared memory");
         if (address < 4096)
             snprintf(name.text, sizeof name.text, "address 0x%zx (a null pointer)", static_cast<size_t>(address));
         else if (!range || nearest > (1u << 20))
@@ -150,8 +161,9 @@ private:
 
     const Region* arguments_ = nullptr;
     int count_ = 0;
-    Range ranges_[most_arguments], shared_[2];
-    Range kernel_, runtime_, values_, pointers_, stacks_;
+    Range ranges_[most_arguments];
+    Range kernel_, runtime_, values_, pointers_;
+    List<SharedOfBlock> shared_;  // by slot
 };
 
 // "thread (3,0,0) of block (1,0,0)"
