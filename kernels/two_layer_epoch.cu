@@ -181,10 +181,11 @@ template <class T>
 __device__ __forceinline__ void multiply_X(const Scratch<T>& m, const T* W1, const Epoch& e, T* part, int rows) {
   constexpr int V = VECTOR_BYTES / sizeof(T);
   const int groups = e.SH / GROUP, half = (rows + 1) / 2;
+#pragma unroll 1
   for (int k = threadIdx.x; k < half * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups, other = min(n + half, rows - 1);
     T sums[2][GROUP] = {};
-#pragma unroll 2
+#pragma unroll 1
     for (int d = 0; d < e.SD; d += V) {
       const Vector<T, V> x0 = load_vector<V>(m.X + n * m.x_stride + d);
       const Vector<T, V> x1 = load_vector<V>(m.X + other * m.x_stride + d);
@@ -212,6 +213,7 @@ __device__ __forceinline__ void activate(const Scratch<T>& m, const T* b1, const
                                          const T* partial_Z1, int rows) {
   const int groups = e.SH / GROUP, down = (e.D + e.SD - 1) / e.SD, across = (e.H + e.SH - 1) / e.SH;
   const long long distance = static_cast<long long>(across) * e.N * e.SH;  // from i to i + 1
+#pragma unroll 1
   for (int k = threadIdx.x; k < rows * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups;
     const T* part = partial_Z1 + (static_cast<long long>(c.j) * e.N + n) * e.SH + h;
@@ -235,6 +237,7 @@ __device__ __forceinline__ void multiply_A(const Scratch<T>& m, const T* W2, con
                                            T* partial_Z2, int rows) {
   const int down = (e.D + e.SD - 1) / e.SD, share = (e.N + down - 1) / down;
   const int first = min(c.i * share, rows), own = min(share, rows - first);
+#pragma unroll 1
   for (int k = threadIdx.x; k < own * e.C; k += EPOCH_THREADS) {
     const int n = first + k / e.C, j = k % e.C;
     T sum = T(0);
@@ -260,6 +263,7 @@ __device__ __forceinline__ T losses_of(const Scratch<T>& m, const T* b2, const E
                                        const int* __restrict__ order, int rows, T scale) {
   T sum = T(0);
   if constexpr (LANES == 0) {  // element by element
+#pragma unroll 1
     for (int k = threadIdx.x; k < rows * e.C; k += EPOCH_THREADS) {
       const int n = k / e.C, j = k % e.C;
       T gradient;
@@ -294,6 +298,7 @@ template <class T, class Product>
 __device__ __forceinline__ T sum_rows(int rows, bool wanted, Product product) {
   T sum = T(0);
   if (wanted)
+#pragma unroll 2
     for (int n = threadIdx.x % SUM_LANES; n < rows; n += SUM_LANES) sum += product(n);
   return combine_lanes<Sum, SUM_LANES>(sum);
 }
@@ -311,6 +316,7 @@ __device__ __forceinline__ void update(const Rule& rule, T* slice, int k, int si
 template <class T>
 __device__ __forceinline__ void sum_dW2(const Scratch<T>& m, const Cell& c, const Epoch& e, int rows) {
   const int sums = (c.hs + 1) * e.C;
+#pragma unroll 1
   for (int first = 0; first < sums; first += EPOCH_THREADS / SUM_LANES) {
     const int k = first + threadIdx.x / SUM_LANES, h = k / e.C, j = k % e.C;
     const T sum = sum_rows<T>(rows, k < sums, [&](int n) {
@@ -325,6 +331,7 @@ __device__ __forceinline__ void sum_dW2(const Scratch<T>& m, const Cell& c, cons
 template <class F, class T>
 __device__ __forceinline__ void propagate(const Scratch<T>& m, const T* W2, const Cell& c, const Epoch& e, int rows) {
   const int groups = e.SH / GROUP;
+#pragma unroll 1
   for (int k = threadIdx.x; k < rows * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups;
     T da[GROUP] = {};
@@ -345,6 +352,7 @@ template <class Rule, class T>
 __device__ __forceinline__ void update_W1(const Rule& rule, const Scratch<T>& m, T* W1, const Cell& c, const Epoch& e,
                                           int rows) {
   const int groups = e.SH / GROUP, size = e.SD * e.SH;
+#pragma unroll 1
   for (int k = threadIdx.x; k < e.SD / 2 * groups; k += EPOCH_THREADS) {
     const int d = k / groups * 2, h = k % groups * GROUP;
     T sums[2][GROUP] = {};

@@ -51,19 +51,22 @@ __global__ void gather_sums(const float* x, float* exchanged, float* y, unsigned
 // pairs of blocks meet, each with a counter of its own, and then all of them
 __global__ void pairs_then_all(int* x, int* y, unsigned* counters) {
   if (threadIdx.x == 0) x[blockIdx.x] = blockIdx.x + 1;
-  const int pair = blockIdx.x / 2;
+  const int pairs = gridDim.x / 2, pair = blockIdx.x % pairs;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
     const unsigned arrived = atomicAdd(&counters[1 + pair], 1u);
+    volatile unsigned* both_arrived = &counters[1 + pair];
 #ifdef HANDGRAD_EMULATED
     emulated::grid_meeting(&counters[1 + pair], arrived == 1, "pair", emulated::Site::here());
+    if (*both_arrived < 2) x[blockIdx.x] = -1000;  // let go too early
+#else
+    while (*both_arrived < 2) {}
 #endif
-    while (*static_cast<volatile unsigned*>(&counters[1 + pair]) < 2) {}
   }
   __syncthreads();
   __threadfence();
-  const int both = x[2 * pair] + x[2 * pair + 1];
+  const int both = x[pair] + x[pair + pairs];
   grid_barrier(counters, gridDim.x);  // all have read
   if (threadIdx.x == 0) x[blockIdx.x] = both;
   grid_barrier(counters, gridDim.x);  // all have written
