@@ -74,6 +74,17 @@ __global__ void pairs_then_all(int* x, int* y, unsigned* counters) {
     for (int b = 0; b < gridDim.x; ++b) y[blockIdx.x] += x[b];
 }
 
+// half of each warp reads between two barriers, and the other half between the next two
+__global__ void by_turns(const int* x, int* y, unsigned* counter, int rounds) {
+  const int own = blockIdx.x * blockDim.x + threadIdx.x;
+  int sum = 0;
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x / 16 % 2 == round % 2) sum += x[own];
+    grid_barrier(counter, gridDim.x);  // a turn is over
+  }
+  y[own] = sum;
+}
+
 // without the fences no block knows what another wrote
 __global__ void unfenced(int* x, int* y, unsigned* counter) {
   if (threadIdx.x == 0) {
