@@ -189,7 +189,8 @@ def _instance(dtype: str, number: int, settings: dict[str, Any]) -> Trial:
     shape = (9, 24 if two_layer_epoch.is_wide(number) else 23, 12, chosen.pop("C"))
     setting = OF_RULE[chosen.pop("rule", "Sgd")]
     sms = 0 if two_layer_epoch.is_kept(number) else 1
-    return _trial(dtype, *shape, setting=setting, **{"activation": "relu", "sms": sms} | chosen)
+    keywords: dict[str, Any] = {"activation": "relu", "sms": sms, **chosen}
+    return _trial(dtype, *shape, setting=setting, **keywords)
 
 
 def _trial(dtype: str, N: int, D: int, H: int, C: int, *, schedules: bool = False, **keywords: Any) -> Trial:
