@@ -1,7 +1,7 @@
 // Path R3: a two-layer step in two launches, for hidden layers that R1 has no registers for.
 //
-//   1. pair_forward    A1 = f(X W1 + b1), Z2 = A1 W2 + b2, loss, dZ2, dZ1 = (dZ2 W2^T) * f'(A1);  dZ1 (N, H) is stored,
-//                      and partition p leaves dW2, db2 and the loss of its samples
+//   1. pair_forward    A1 = f(X W1 + b1), Z2 = A1 W2 + b2, loss, dZ2, dZ1 = (dZ2 W2^T) * f'(A1);  dZ1 (N, H) is
+//                      stored, and partition p leaves dW2, db2 and the loss of its samples
 //   2. pair_backward   dW1 = X^T dZ1 and db1, split over the samples, and the optimizer's rule on all gradients
 //
 // X (N, D), W1 (D, H), b1 (H,), W2 (H, C), b2 (C,), y (N, C) or labels (N,); b1 and b2 null without bias.
@@ -23,7 +23,7 @@ __device__ __forceinline__ constexpr int round_up(int n, int to) { return (n + t
 
 // A row of output_partials holds dW2 (H, C) and then db2 (C,).
 template <class T, class TILE, class F, class L, int VD, int VH>
-__global__ void __launch_bounds__(TILE::THREADS)
+__global__ void __launch_bounds__(TILE::THREADS, sizeof(T) == 4 ? 2 : 1)
     pair_forward(const T* __restrict__ X, const typename L::template Target<T>* __restrict__ y,
                  const T* __restrict__ W1, const T* __restrict__ b1, const T* __restrict__ W2,
                  const T* __restrict__ b2, T* __restrict__ dZ1, T* __restrict__ output_partials,
@@ -134,7 +134,7 @@ struct Partial {
 // tickets: one a tile of dW1, and a last one for all.  A row of weight_partials holds dW1 (D, H) and then db1 (H,),
 // `stride` elements from the next; output_partials and loss_partials are what pair_forward left.
 template <class Rule, class TILE, int VD, int VH>
-__global__ void __launch_bounds__(TILE::THREADS)
+__global__ void __launch_bounds__(TILE::THREADS, sizeof(typename Rule::Element) * TILE::TM * TILE::TN < 256 ? 2 : 1)
     pair_backward(const typename Rule::Element* __restrict__ X, const typename Rule::Element* __restrict__ dZ1,
                   const typename Rule::Element* __restrict__ output_partials,
                   const typename Rule::Element* __restrict__ loss_partials,
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(TILE::THREADS)
                   typename Rule::Element* weight_partials, typename Rule::Element* w,
                   typename Rule::Element* state1, typename Rule::Element* state2, typename Rule::Element* loss,
                   int* steps, int* tickets, int N, int D, int H, int C, int chunk, int splits, long long stride,
-                  int partitions, int output_blocks, int offset_b1, int offset_W2, int offset_b2, int flat_size, int bias,
-                  typename Rule::Element scale) {
+                  int partitions, int output_blocks, int offset_b1, int offset_W2, int offset_b2, int flat_size,
+                  int bias, typename Rule::Element scale) {
   using T = typename Rule::Element;
   __shared__ Rule prepared;
   const int d_tiles = (D + TILE::BM - 1) / TILE::BM, h_tiles = (H + TILE::BN - 1) / TILE::BN;

@@ -39,8 +39,7 @@ def test_at_most_so_many_kernels_and_each_of_the_catalogue():
     names = {(one.file, one.expression.split("<")[0]) for one in chosen}
     assert names == {(entry.file, entry.name) for entry in kernel.catalogue()}
     for tile in ops.linear.TILES:
-        for name in ("linear_forward", "linear_backward_input", "linear_backward_weight"):
-            assert any(one.expression.startswith(f"{name}<float, {tile.cpp}") for one in chosen), (name, tile)
+        assert any(one.expression.startswith(f"linear_forward<float, {tile.cpp}") for one in chosen), tile
 
 
 def test_the_steps_are_those_of_the_benchmark():
@@ -50,7 +49,7 @@ def test_the_steps_are_those_of_the_benchmark():
 
 @pytest.mark.parametrize("step", budgets.STEPS, ids=lambda step: "x".join(map(str, step[:4])))
 def test_every_launch_of_a_step_is_watched(step, monkeypatch):
-    """What the network launches for the shape, against what budgets says that it does."""
+    """What the network launches for the shape through its plan, against what budgets says that it does."""
     N, D, H, C, loss = step
     launched: list[str] = []
     monkeypatch.setattr(emulator, "launch", lambda source, expression, *rest: launched.append(expression))
@@ -58,14 +57,14 @@ def test_every_launch_of_a_step_is_watched(step, monkeypatch):
     y = emulator.zeros((N, C), np.float32) if C == 1 else emulator.zeros((N,), np.int32)
     net.train_step(emulator.zeros((N, D), np.float32), y, ops.optimizer.SGD(lr=0.1, momentum=0.9))
     expected = {one.expression for one in budgets.step_kernels(*step)}
-    assert set(launched) | {"reduce_partials<float>"} == expected  # small steps have one partition
+    assert set(launched) == expected
     assert expected <= {one.expression for one in budgets.chosen()}
 
 
 def test_selecting():
     expressions = [one.expression for one in budgets.select(["linear.reduce_partials", "loss_rows"])]
     assert expressions == [
-        "reduce_partials<float>", "loss_rows<float, CrossEntropy, 16>", "loss_rows<float, Hinge, 16>"
+        "reduce_partials<float>", "loss_rows<float, CrossEntropy, 16>"
     ]  # fmt: skip
     assert budgets.select([]) == budgets.chosen()
     assert {one.file for one in budgets.select(["linear"])} == {"linear.cu"}

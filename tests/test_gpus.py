@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from handgrad.proof import gpus
-from handgrad.proof.gpus import GPUS, LABEL, Gpu, predict, predicted_seconds
+from handgrad import gpus
+from handgrad.gpus import GPUS, LABEL, Gpu, predict, predicted_seconds
 from handgrad.proof.machine_code import ARCHITECTURES
 
 NAMES = [one.name for one in GPUS]

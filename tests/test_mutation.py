@@ -175,9 +175,9 @@ def test_a_header_affects_every_kernel_that_includes_it():
         return {entry.op.split(".")[0] for entry in affected(kernels_directory(), file)}
 
     assert ops("batch.cu") == {"batch"}
-    assert ops("tile_product.cuh") == {"linear"}
-    assert ops("activation.cuh") == {"activation", "linear", "loss"}
-    assert ops("common.cuh") == {"activation", "batch", "linear", "loss", "optimizer"}
+    assert ops("tile_product.cuh") == {"linear", "two_layer"}
+    assert ops("activation.cuh") == {"activation", "linear", "loss", "two_layer"}
+    assert ops("common.cuh") == {"activation", "batch", "linear", "loss", "optimizer", "two_layer"}
 
 
 def test_every_survivor_on_record_is_a_mutant_that_there_is_and_few_are_called_harmless():

@@ -243,7 +243,8 @@ def test_the_loss_is_a_number_on_the_device(device):
             assert isinstance(value, net.xp.ndarray)
             assert value.shape == ()
             assert value.dtype == np.float32
-        assert float(to_numpy(alone)) == float(to_numpy(beside))
+        # a fused step sums the loss in an order of its own
+        np.testing.assert_allclose(to_numpy(alone), to_numpy(beside), rtol=4 * np.finfo(np.float32).eps)
 
 
 def test_gradients_are_a_dictionary_of_the_parameters(device):

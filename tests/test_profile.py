@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from command_line import refused, report, succeeds
 
-from handgrad import emulator
+from handgrad import emulator, gpus
 from handgrad.emulator.counting import counting
 from handgrad.emulator.launch import launch_through
 from handgrad.kernel import catalogue, kernels_directory
 from handgrad.ops import linear, loss
-from handgrad.proof import gpus, traffic
+from handgrad.proof import traffic
 from handgrad.proof.counters import shared_traffic
 from handgrad.proof.step_calls import calls
 from handgrad.proof.traffic import Profile, Shape, profile_steps

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from handgrad import emulator
+from handgrad import emulator, kernel
 from handgrad.arrays import to_numpy
 from handgrad.kernel import DeviceLimits, device_limits, kernels_directory
 from handgrad.ops import Workspace, two_layer_reduce
@@ -188,6 +188,14 @@ def test_the_problem_lays_parameters_out_as_they_are(dtype, bias):
 def test_a_problem_that_no_path_knows_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Problem(**({"N": 4, "D": 3, "H": 2, "C": 1} | wrong))
+
+
+def test_the_limits_of_a_gpu_are_its_attributes(cupy):
+    kernel._cuda_limits.cache_clear()
+    try:
+        assert device_limits(cupy) == DeviceLimits("sm_89", 6, 99 * 1024, 65536, 2**20)
+    finally:
+        kernel._cuda_limits.cache_clear()
 
 
 def test_device_limits():

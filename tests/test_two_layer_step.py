@@ -11,10 +11,13 @@ from two_layer_steps import counted, covering
 from handgrad import emulator
 from handgrad.arrays import to_numpy
 from handgrad.kernel import Kernel, catalogue
-from handgrad.ops import two_layer_step
+from handgrad.ops import two_layer_step, two_layer_step_tiles
 from handgrad.ops.optimizer import SGD, Adam
 from handgrad.ops.two_layer import Problem
+from handgrad.proof.correctness import compare
 from handgrad.proof.counters import global_traffic, shared_traffic
+from handgrad.proof.guarded import Memory
+from handgrad.proof.trials import trials
 
 SMALL = Problem(50, 20, 10, 3, loss="cross_entropy", rule="Store")
 LARGE = Problem(64, 784, 50, 1, rule="Store")  # the tile of 16 x 10 elements a thread
@@ -60,8 +63,40 @@ def test_float64_is_sliced_over_D():
         30, 784, 50, 10, loss="hinge", rule="Store", dtype="float64", precision="float64", inputs="float64"
     )
     step = Step(problem).run()
-    assert two_layer_step.geometry(problem).slices == 2
+    assert two_layer_step.geometry(problem).tile.slices == 2
     step.assert_right()
+
+
+TENSOR_CORES = [
+    trial for trial in trials("two_layer.step", "float32", quick=False) if "tf32" in trial.setting
+]
+TENSOR_CORES += [
+    trial for trial in trials("two_layer.step", "float32", quick=False) if "bfl" in trial.setting
+]
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [t if "integers" in t.setting else pytest.param(t, marks=pytest.mark.slow) for t in TENSOR_CORES],
+    ids=str,
+)
+def test_tensor_cores(trial):
+    """Every tile in every precision, against products of operands that are rounded first."""
+    memory = Memory(emulator, trial.seed)
+    with np.errstate(all="ignore"):
+        outputs = trial.run(memory)
+        found = {one.name: compare(to_numpy(one.array), one.expected(), one.exact).problem for one in outputs}
+    assert not any(found.values()), found
+    assert not memory.problems()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["tf32", "3xtf32", "bfloat16"])
+def test_traffic_and_bank_conflicts_of_tensor_cores(precision):
+    step = Step(dataclasses.replace(LARGE, N=160, D=416, precision=precision))
+    launches, found = counted(step)
+    assert found == {name: moved for name, moved in step.layout.requested.items() if moved}
+    assert shared_traffic(launches[0])["load"].conflicts <= 1.1
 
 
 @pytest.mark.parametrize("D", [32, 35])
@@ -164,12 +199,16 @@ def test_one_buffer_gives_the_bits_of_two():
     ("changes", "reason"),
     [
         ({"D": 816}, ""),
-        ({"D": 817}, "dW1 of D = 817 by H = 50 is more than registers hold"),
+        ({"D": 817}, "dW1 of D = 817 by H = 50 is more than the registers hold"),
         ({"D": 304, "H": 128}, ""),
         ({"D": 10, "H": 129}, "H = 129 is above 128"),
+        ({"N": 2**31 - 2**21}, "N = 2145386496 is above 2145386495"),
         ({"D": 64, "C": 64}, ""),
         ({"D": 64, "C": 65}, "C = 65 is above 64"),
-        ({"precision": "tf32"}, "R1 computes in float32, not in tf32"),
+        ({"precision": "tf32", "D": 896, "H": 56, "arch": "sm_90"}, ""),
+        ({"precision": "tf32", "D": 64, "H": 57}, "dW1 of D = 64 by H = 57 is more than the registers hold"),
+        ({"precision": "bfloat16", "D": 897}, "dW1 of D = 897 by H = 50 is more than the registers hold"),
+        ({"precision": "3xtf32", "arch": "sm_75"}, "sm_75 has no tensor cores for 3xtf32"),
         ({"D": 1500, "H": 10}, ""),
         ({"D": 4096, "H": 10}, "a tile of D = 4096, H = 10, C = 1 takes"),
         ({"arch": "sm_75"}, "sm_75 has 65536"),
@@ -238,7 +277,7 @@ def test_main_loops_are_coalesced_and_free_of_bank_conflicts(problem):
 def test_the_catalogue_lists_few_and_has_every_tile():
     entry = next(entry for entry in catalogue() if entry.op == "two_layer.step")
     assert len(entry.expressions) <= 40
-    for dtype, shapes in two_layer_step.ACCUMULATORS.items():
+    for dtype, shapes in two_layer_step_tiles.ACCUMULATORS.items():
         for ROWS, TM, TN in shapes:
             cpp = {"float32": "float", "float64": "double"}[dtype]
-            assert any(f"<{cpp}, " in e and f"StepTile<{ROWS}, {TM}, {TN}, " in e for e in entry.expressions)
+            assert any(f"FmaTile<{cpp}, {ROWS}, {TM}, {TN}, " in e for e in entry.expressions)

@@ -12,6 +12,7 @@ from handgrad.gradients.gradcheck import gradcheck
 from handgrad.layouts import from_torch, to_torch
 from handgrad.network import MLP, Gradients
 from handgrad.ops.optimizer import SGD, Adam, AdamW
+from handgrad.plans import Plan, plan, tune
 from handgrad.training import History, evaluate, fit
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "DeviceError",
     "Gradients",
     "History",
+    "Plan",
     "arrays",
     "diagnose",
     "evaluate",
@@ -35,8 +37,10 @@ __all__ = [
     "kernel",
     "load",
     "ops",
+    "plan",
     "save",
     "to_device",
     "to_numpy",
     "to_torch",
+    "tune",
 ]

@@ -26,8 +26,10 @@ from handgrad.ops import activation as activation_op
 from handgrad.ops import batch, linear
 from handgrad.ops import loss as loss_op
 from handgrad.ops.checks import FLOATS
+from handgrad.ops.two_layer import PRECISIONS
 from handgrad.ops.workspace import Workspace
 from handgrad.parameters import FlatParameters
+from handgrad.plans.dispatch import planned_training
 
 if TYPE_CHECKING:
     from handgrad.ops.optimizer import Optimizer
@@ -70,8 +72,12 @@ class MLP:
     bias: False leaves all b out
     init: he, glorot, lecun or zeros; drawn from ``seed`` in float64 on the host, so every device and dtype
         starts from the same values; biases start at 0
-    dtype: float32 or float64; precision: that of the products, which is dtype's
+    dtype: float32 or float64; precision: that of the products on a device, dtype's by default; with float32
+        also tf32, 3xtf32 or bfloat16, summed in float32
     device: "auto", "cpu", "cuda", "cuda:N" or "emulator"
+    path: of a two-layer network on a device, "R1" ... "R4", or "ops" for the layer functions one after
+        another; chosen where None (see :func:`handgrad.plan`)
+    matmul: "kernels", "cublas" (CuPy's products, on a GPU), or "auto" for what was measured faster
     """
 
     def __init__(
@@ -88,6 +94,8 @@ class MLP:
         precision: str | None = None,
         device: str | Device = "auto",
         seed: int = 0,
+        path: str | None = None,
+        matmul: str = "auto",
     ) -> None:
         self.sizes = _widths(sizes)
         activation_op.functor_of(activation)
@@ -97,8 +105,7 @@ class MLP:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed: expected a whole number, 0 or above, got {seed!r}")
         self.dtype = _float_dtype(dtype)
-        if precision not in (None, self.dtype.name):
-            raise ValueError(f"precision: with dtype {self.dtype}, expected {self.dtype}, got {precision!r}")
+        self.precision = _precision(precision, self.dtype)
         self.activation, self.output = activation, output
         self.loss_name, self.reduction = loss, reduction
         self.bias, self.init, self.seed = bool(bias), init, int(seed)
@@ -110,6 +117,8 @@ class MLP:
             self.load_parameters(initial_values(shapes, init, self.seed))
         self._workspace = Workspace()
         self._step_gradients: Gradients | None = None
+        self.path, self.matmul = path, matmul
+        self._planned = planned_training(self)
 
     @property
     def layers(self) -> int:
@@ -133,7 +142,7 @@ class MLP:
             "init": self.init,
             "dtype": self.dtype.name,
             "seed": self.seed,
-        }
+        } | ({} if self.precision == self.dtype.name else {"precision": self.precision})
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items() if name != "sizes")
@@ -254,6 +263,10 @@ class MLP:
             gradients.intermediates = {}
             if intermediates:
                 loss = self._unfused(X, y, gradients)
+            elif not input_grad and self._planned is not None:
+                loss = self._planned.gradient(X, y, gradients.flat)
+                if loss is None:
+                    loss, _ = self._fused(X, y, gradients)
             else:
                 loss, dZ = self._fused(X, y, gradients)
             if input_grad:
@@ -309,6 +322,12 @@ class MLP:
 
     def train_step(self, X: Array, y: Array, optimizer: Optimizer, clip_norm: float | None = None) -> Array:
         """One step of ``optimizer`` on the batch (X, y); returns the loss before it, 0-d, on the device."""
+        if self._planned is not None and clip_norm is None:
+            X, y = self._inputs(X), self._targets(y)
+            with self.device:
+                loss = self.xp.empty((1,), dtype=self.dtype)
+                if self._planned.step(X, y, optimizer, loss):
+                    return loss.reshape(())
         if self._step_gradients is None:
             with self.device:
                 self._step_gradients = Gradients(self.flat_parameters.like())
@@ -342,6 +361,10 @@ class MLP:
         numbers = _row_numbers(order, int(X.shape[0]))
         steps = -(-len(numbers) // batch_size)
         with self.device:
+            if self._planned is not None and clip_norm is None:
+                found = self._planned.epoch(X, y, numbers, batch_size, optimizer, scale, shift)
+                if found is not None:
+                    return found
             rows = self.xp.asarray(numbers)
             losses = self.xp.empty((steps,), dtype=self.dtype)
             for step in range(steps):
@@ -413,6 +436,15 @@ def _float_dtype(dtype: Any) -> np.dtype[Any]:
     if found is None or found not in FLOATS:
         raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
     return found
+
+
+def _precision(precision: str | None, dtype: np.dtype[Any]) -> str:
+    known = PRECISIONS[dtype.name]
+    if precision is None:
+        return dtype.name
+    if precision not in known:
+        raise ValueError(f"precision: with dtype {dtype}, expected {' or '.join(known)}, got {precision!r}")
+    return precision
 
 
 def _row_numbers(order: Array, rows: int) -> NDArray[np.int32]:

@@ -41,6 +41,14 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="S", help="Time for each shape on each device.")
     ] = 3.0,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="The acceptance run of one GPU (or of the emulator, small): ceilings, every path against "
+            "its bound and against other libraries, every kernel against NumPy. Under ten minutes.",
+        ),
+    ] = False,
     out_directory: Annotated[
         Path | None,
         typer.Option(
@@ -65,6 +73,13 @@ def bench(
     if not seconds > 0:
         raise wrong("--seconds", "a number above 0", seconds)
     out = console(as_json)
+    if full:
+        from handgrad.cli.acceptance import acceptance
+
+        _check_out(out_directory)
+        with kernels_from(kernels):
+            acceptance(out, device, out_directory, as_json)
+        return
     notes = throughput.blas_notes()
     if device:
         devices = [str(resolve_device(name)) for name in dict.fromkeys(device)]

@@ -42,10 +42,18 @@ def profile(
         typer.Option(
             "--shape",
             metavar="N,D,H,C",
-            help="A step of N samples through D → H → C; may be repeated; by default small ones that launch "
-            "the kernels of the README's steps.",
+            help="A step of N samples through D → H → C; may be repeated. Without KERNEL, one step by its "
+            "plan, beside what the plan says. By default small ones that launch the kernels of the README's "
+            "steps.",
         ),
     ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option("--path", metavar="R1", help="With --shape: this path, where it can do the shape."),
+    ] = None,
+    by_op: Annotated[
+        bool, typer.Option("--by-op", help="With --shape: the layer functions one by one, not the plan.")
+    ] = False,
     full_size: Annotated[
         bool, typer.Option("--full-size", help="The README's steps themselves: a few minutes.")
     ] = False,
@@ -67,12 +75,29 @@ def profile(
     wavefronts against the least possible; barriers and warp collectives.  Emulated: the counts are exact, and
     say nothing of time.  docs/profile.md describes the figures and the JSON.
     """
+    from handgrad import gpus
     from handgrad.cli.output import console, print_json
     from handgrad.cli.progress import counted
-    from handgrad.proof import gpus, traffic
+    from handgrad.proof import traffic
 
     out = console(as_json)
+    by_plan = bool(shape) and not kernels and not full_size and not by_op
+    if path is not None and not by_plan:
+        raise wrong("--path", "--shape with it, and neither KERNEL nor --by-op", path)
     chosen_gpus = [gpus.find_gpu(name).name for name in gpu or []]
+    if by_plan:
+        from handgrad.cli import plan_profile
+        from handgrad.proof.plan_traffic import profile_plan
+
+        with kernels_from(folder), counted(out) as progress:
+            shapes = _shapes(shape, full_size)
+            found = []
+            for done, one in enumerate(shapes):
+                if progress is not None:
+                    progress(done, len(shapes), str(one))
+                found.append(profile_plan(one, path))
+        plan_profile.show(out, found, as_json)
+        return
     with kernels_from(folder):
         files = [word for word in kernels or [] if word.endswith((".cu", ".cuh"))]
         if files:

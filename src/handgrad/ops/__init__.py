@@ -11,6 +11,7 @@ from handgrad.ops import (
     loss,
     optimizer,
     two_layer_epoch,
+    two_layer_general,
     two_layer_pair,
     two_layer_reduce,
     two_layer_step,
@@ -23,10 +24,11 @@ KERNEL_MODULES = (
     linear,
     loss,
     optimizer,
+    two_layer_epoch,
+    two_layer_general,
+    two_layer_pair,
     two_layer_reduce,
     two_layer_step,
-    two_layer_pair,
-    two_layer_epoch,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "loss",
     "optimizer",
     "two_layer_epoch",
+    "two_layer_general",
     "two_layer_pair",
     "two_layer_reduce",
     "two_layer_step",

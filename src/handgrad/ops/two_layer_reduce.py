@@ -30,6 +30,7 @@ FILE = "two_layer_reduce.cu"
 THREADS = 64  # REDUCE_THREADS
 MAX_BLOCKS = 4096
 VECTOR_BYTES = 16
+HYPERPARAMETERS = {"Sgd": 2, "Momentum": 4, "Adam": 6}  # that a rule reads
 
 
 def kernel_of(rule: str, dtype: np.dtype[Any]) -> Kernel:
@@ -109,10 +110,11 @@ def requested(problem: Problem, S: int, S_b2: int | None = None, losses: int = 0
     found |= {
         "parameters": 2 * touched,
         "trainable": looked_at,
-        "steps": 4 * blocks + 8,
-        "ticket": 4 * blocks,
+        "hyperparameters": HYPERPARAMETERS[problem.rule] * 8 * blocks,
+        "steps": 8 + 4 * blocks * (problem.rule == "Adam"),  # the other rules do not ask which step it is
+        "ticket": 4 * blocks + 4,
     }
-    return found | dict.fromkeys(STATES[problem.rule], 2 * touched)
+    return found | {"state": 2 * touched * len(STATES[problem.rule])}
 
 
 def _bytes(size: int, S: int, losses: int, itemsize: int = 4, rule: str = "Sgd") -> dict[str, int]:

@@ -11,7 +11,9 @@ applies the optimizer's rule: two launches a step, the same bits on every GPU.
 
 A thread holds up to 16 x 10 elements of dW1, so R1 takes float32 with ⌈D/16⌉⌈H/10⌉ ≤ 256 (D H up to 40,960),
 H up to 128, C up to 64, where a tile of 16 samples fits in the shared memory of a block.  In float64 it holds
-half as many, and up to eight blocks share a partition, each with its own rows of dW1.
+half as many, and up to eight blocks share a partition, each with its own rows of dW1.  With tf32, 3xtf32 and
+bfloat16 (X W1 and Xᵀ dZ1 on tensor cores, sums in float32): D up to 896 with H up to 56, D up to 1536 with H
+up to 32.
 
 Kernel: ``kernels/two_layer_step.cu``.  Test: ``tests/test_two_layer_step.py``.
 """
@@ -31,52 +33,22 @@ from handgrad.ops import checks, two_layer_reduce
 from handgrad.ops import loss as loss_op
 from handgrad.ops.optimizer import STATES
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
+from handgrad.ops.two_layer_step_tiles import (
+    STAGES,
+    SUMS,
+    THREADS,
+    VECTOR_BYTES,
+    WARPS,
+    Tile,
+    round_up,
+    tile_of,
+)
 
 FILE = "two_layer_step.cu"
-THREADS = 256
-WARPS = THREADS // 32
-BK, STAGES = 8, 2  # rows of W1 in a slab, slabs that a warp holds
-SUMS = WARPS // 2
-COLUMN_LANES, ROW_LANES = 8, 4
-VECTOR_BYTES = 16
-
 MOST_H, MOST_C = 128, 64
-MOST_SLICES = 8
-PARTITIONS_LEAST = 64  # where there are as many tiles
+PARTITIONS_LEAST = 132  # where there are as many tiles: one for every multiprocessor of a large GPU
 PARTIALS_SHARE = 0.15  # partials, written and read, take at most 0.3 of the bytes of X: 8 S P ≤ 0.3 · 4 N D
 SPREAD_OVER = (58, 108, 128, 132)  # multiprocessors of L4, A100, RTX 4090, H100
-
-
-@dataclass(frozen=True)
-class Tile:
-    """ROWS samples; TM x TN elements of dW1 a thread; HN columns of Z1 a lane."""
-
-    ROWS: int
-    TM: int
-    TN: int
-    HN: int
-
-    @property
-    def cpp(self) -> str:
-        """The C++ type."""
-        return f"StepTile<{self.ROWS}, {self.TM}, {self.TN}, {self.HN}>"
-
-    @property
-    def columns(self) -> int:
-        """Columns of Z1 in one go over k."""
-        return COLUMN_LANES * self.HN
-
-    @property
-    def blocks(self) -> int:
-        """Blocks whose registers fit on a multiprocessor: BLOCKS of StepTile."""
-        return 2 if self.TM * self.TN <= 64 else 1
-
-
-ACCUMULATORS = {
-    "float32": ((16, 4, 4), (16, 8, 8), (16, 16, 10)),
-    "float64": ((8, 4, 4), (8, 8, 10)),
-}  # ROWS, TM, TN
-LANE_COLUMNS = (2, 4, 7, 8)  # HN
 
 
 @dataclass(frozen=True)
@@ -84,9 +56,6 @@ class Geometry:
     """How the kernel is laid out for a problem: what its launch needs besides the arrays."""
 
     tile: Tile
-    slices: int
-    d_groups: int
-    h_groups: int
     pitch: int  # elements from one row of X to the next in shared memory
     buffers: int  # tiles of X in shared memory
     shared: int  # bytes
@@ -97,21 +66,21 @@ class Geometry:
 def refusal(problem: Problem) -> str:
     """ "" where R1 can do the problem, else the reason in one line."""
     p = problem
-    if p.precision != p.dtype:
-        return f"R1 computes in {p.dtype}, not in {p.precision}"
     if p.H > MOST_H:
         return f"H = {p.H} is above {MOST_H}"
     if p.C > MOST_C:
         return f"C = {p.C} is above {MOST_C}"
-    if _accumulators(p) is None:
-        held = "registers hold" if p.dtype == "float32" else f"the registers of {MOST_SLICES} blocks hold"
-        return f"dW1 of D = {p.D} by H = {p.H} is more than {held}"
-    tile, slices, d_groups, h_groups = _fitting(p)
-    pitch = _pitch(p, tile, slices * d_groups)
-    needed, there = _shared_bytes(p, tile, d_groups, h_groups, pitch, 1), shared_limit(p.arch)
+    if p.N >= checks.INT_LIMIT:
+        return f"N = {p.N} is above {checks.INT_LIMIT - 1}"
+    if p.precision != p.dtype and p.arch == "sm_75":
+        return f"sm_75 has no tensor cores for {p.precision}"
+    tile = tile_of(p)
+    if tile is None:
+        return f"dW1 of D = {p.D} by H = {p.H} is more than the registers hold in {p.precision}"
+    needed, there = _shared_bytes(p, tile, 1), shared_limit(p.arch)
     if needed > there:
-        tile_of = f"a tile of D = {p.D}, H = {p.H}, C = {p.C}"
-        return f"{tile_of} takes {needed} bytes of shared memory; {p.arch} has {there}"
+        tile_of_X = f"a tile of D = {p.D}, H = {p.H}, C = {p.C}"
+        return f"{tile_of_X} takes {needed} bytes of shared memory; {p.arch} has {there}"
     return ""
 
 
@@ -122,52 +91,22 @@ def shared_limit(arch: str) -> int:
     return SHARED_BYTES_PER_BLOCK[arch]
 
 
-def _lane_columns(H: int) -> int:
-    """HN: the least that takes H columns in as few goes as there have to be."""
-    goes = -(-H // (COLUMN_LANES * LANE_COLUMNS[-1]))
-    return next(HN for HN in LANE_COLUMNS if goes * COLUMN_LANES * HN >= H)
-
-
-def _accumulators(problem: Problem) -> tuple[Tile, int, int, int] | None:
-    """Tile, slices, and the groups of threads along D and H; the smallest tile that holds dW1."""
-    D, H = problem.D, problem.H
-    shapes = ACCUMULATORS[problem.dtype]
-    for slices in range(1, 1 + (MOST_SLICES if problem.dtype == "float64" else 1)):
-        for ROWS, TM, TN in shapes if slices == 1 else shapes[-1:]:
-            h_groups, d_groups = -(-H // TN), -(-D // (TM * slices))
-            if h_groups * d_groups <= THREADS:
-                return Tile(ROWS, TM, TN, _lane_columns(H)), slices, d_groups, h_groups
-    return None
-
-
-def _fitting(problem: Problem) -> tuple[Tile, int, int, int]:
-    found = _accumulators(problem)
-    assert found is not None, "refused before"
-    return found
-
-
-def _round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
-
-
-def _pitch(problem: Problem, tile: Tile, d_groups: int) -> int:
+def _pitch(problem: Problem, tile: Tile) -> int:
     """An odd number of vectors: rows that are read together begin in different banks."""
-    vector = VECTOR_BYTES // problem.itemsize
-    vectors = _round_up(max(d_groups * tile.TM, _round_up(problem.D, BK)), vector) // vector
-    return (vectors | 1) * vector
+    return (-(-tile.row(problem.D) // tile.vector) | 1) * tile.vector
 
 
-def _shared_bytes(p: Problem, tile: Tile, d_groups: int, h_groups: int, pitch: int, buffers: int) -> int:
+def _shared_bytes(p: Problem, tile: Tile, buffers: int) -> int:
     """Dynamic shared memory, array by array as the kernel places them."""
-    V = VECTOR_BYTES // p.itemsize
-    ring = max(WARPS * STAGES * BK * p.H, SUMS * tile.ROWS // ROW_LANES * tile.HN * 32)
-    X = buffers * tile.ROWS * pitch
-    main = max(X + _round_up(ring, V), _round_up(V * d_groups * p.H, V))  # dW1 leaves over X and the rings
-    a_pitch = 16 if p.H <= 16 else _round_up(p.H - 16, 32) + 16
-    hidden = tile.ROWS * (a_pitch + h_groups * (_round_up(tile.TN, V) // V | 1) * V)
+    V = tile.vector
+    ring = max(WARPS * STAGES * tile.slab(p.H), SUMS * tile.sums * 32)
+    X = buffers * tile.ROWS * _pitch(p, tile)
+    main = max(X + round_up(ring, V), round_up(tile.pass_rows * p.H, V))  # dW1 leaves over X and the rings
+    a_pitch = 16 if p.H <= 16 else round_up(p.H - 16, 32) + 16
+    hidden = tile.ROWS * (a_pitch + tile.z_pitch(p.H))
     output = 2 * p.C * p.H + p.C + 2 * tile.ROWS * p.C + p.H + WARPS
-    elements = _round_up(main + hidden + output, V)
-    staged = tile.ROWS * _round_up(p.D, VECTOR_BYTES) if p.inputs == "uint8" else 0
+    elements = round_up(main + hidden + output, V)
+    staged = tile.ROWS * round_up(p.D, VECTOR_BYTES) if p.inputs == "uint8" else 0
     return elements * p.itemsize + staged
 
 
@@ -195,22 +134,18 @@ def geometry(problem: Problem) -> Geometry:
     reason = refusal(problem)
     if reason:
         raise ValueError(f"path R1: {reason}")
-    p = problem
-    tile, slices, d_groups, h_groups = _fitting(p)
-    pitch = _pitch(p, tile, slices * d_groups)
-    single, double = (_shared_bytes(p, tile, d_groups, h_groups, pitch, buffers) for buffers in (1, 2))
-    buffers = 2 if p.inputs != "uint8" and double <= shared_limit(p.arch) else 1
+    p, tile = problem, tile_of(problem)
+    assert tile is not None, "refused before"
+    buffers = 2 if p.inputs != "uint8" and _shared_bytes(p, tile, 2) <= shared_limit(p.arch) else 1
     S, chunk = split_samples(p.N, p.D, sum(p.sizes.values()), tile.ROWS)
-    shared = double if buffers == 2 else single
-    return Geometry(tile, slices, d_groups, h_groups, pitch, buffers, shared, chunk, S)
+    return Geometry(tile, _pitch(p, tile), buffers, _shared_bytes(p, tile, buffers), chunk, S)
 
 
 def kernel_of(problem: Problem, tile: Tile, vx: int) -> Kernel:
     """``two_layer_step`` with copies of ``vx`` elements of X."""
-    cpp = checks.CPP_NAMES[problem.dtype]
-    types = f"{cpp}, {checks.CPP_NAMES[problem.inputs]}, {tile.cpp}"
     f, L = activation_op.functor_of(problem.activation), loss_functor(problem.loss, problem.output)
-    return Kernel(FILE, f"two_layer_step<{types}, {f}, {L}, {vx}, {1 if problem.H % 2 else 2}>")
+    types = f"{tile.cpp(problem.H)}, {checks.CPP_NAMES[problem.inputs]}, {f}, {L}"
+    return Kernel(FILE, f"two_layer_step<{types}, {vx}>")
 
 
 def loss_functor(loss: str, output: str) -> str:
@@ -225,7 +160,7 @@ def lay_out(problem: Problem) -> Layout:
     resident = 1
     if g.tile.blocks > 1:  # an SM has 1 KB more than one block may have, and takes 1 KB a block itself
         resident = max(1, min(g.tile.blocks, (shared_limit(p.arch) + 1024) // (g.shared + 1024)))
-    blocks = min(g.partitions * g.slices, p.sms * resident)
+    blocks = min(g.partitions * g.tile.slices, p.sms * resident)
     kernel = kernel_of(p, g.tile, checks.vector_width(np.dtype(p.inputs), p.D))
     launches = [two_layer_reduce.launch_of(p)]
     if blocks:
@@ -240,12 +175,12 @@ def lay_out(problem: Problem) -> Layout:
     )
     reads_W1 = -(-p.N // g.tile.ROWS) * -(-p.H // g.tile.columns)
     requested = {
-        "X": g.slices * p.N * p.D * p.input_itemsize,
-        "y": g.slices * p.target_bytes,
-        "W1": g.slices * reads_W1 * p.D * p.H * size,
-        "W2": g.slices * S * p.H * p.C * size,
-        "b1": g.slices * S * p.sizes["b1"] * size,
-        "b2": g.slices * S * p.sizes["b2"] * size,
+        "X": g.tile.slices * p.N * p.D * p.input_itemsize,
+        "y": g.tile.slices * p.target_bytes,
+        "W1": g.tile.slices * reads_W1 * p.D * p.H * size,
+        "W2": g.tile.slices * S * p.H * p.C * size,
+        "b1": g.tile.slices * S * p.sizes["b1"] * size,
+        "b2": g.tile.slices * S * p.sizes["b2"] * size,
         "partials": S * P * size,
         "loss_partials": S * size,
     }
@@ -260,8 +195,8 @@ def lay_out(problem: Problem) -> Layout:
         compulsory={"X": p.N * p.D * p.input_itemsize, "y": p.target_bytes, **updated, "loss": size},
         requested=requested,
         operations=4 * p.N * p.D * p.H + 6 * p.N * p.H * p.C,
-        note=f"tile {g.tile.cpp}, {g.chunk} samples a partition, {g.buffers} tile(s) of X in shared memory"
-        + (f", {g.slices} slices of D" if g.slices > 1 else ""),
+        note=f"{g.tile.cpp(p.H)}, {g.chunk} samples a partition, {g.buffers} tile(s) of X in shared memory"
+        + (f", {g.tile.slices} slices of D" if g.tile.slices > 1 else ""),
     )
 
 
@@ -289,7 +224,7 @@ def run(layout: Layout, arrays: StepArrays) -> None:
         launch = layout.launches[0]
         views, offsets = arrays.parameters.views, p.offsets
         kernel = kernel_of(p, g.tile, checks.vector_width(np.dtype(p.inputs), p.D, X))
-        sizes = (p.N, p.D, p.H, p.C, g.chunk, S, g.slices, g.buffers, g.pitch, g.d_groups)
+        sizes = (p.N, p.D, p.H, p.C, g.chunk, S, g.tile.slices, g.buffers, g.pitch, g.tile.d_groups)
         with on_device_of(X):
             kernel(
                 launch.grid,
@@ -317,6 +252,10 @@ def _instances() -> tuple[str, ...]:
     for D, H, inputs in ((64, 10, "float64"), (784, 50, "float64"), (785, 65, "float64"), (784, 50, "uint8")):
         double = Problem(1000, D, H, 10, dtype="float64", precision="float64", inputs=inputs, arch="sm_90")
         problems.append(dataclasses.replace(double, loss="cross_entropy"))
+    for precision in ("tf32", "3xtf32", "bfloat16"):
+        for D, H in ((784, 50), (64, 10), (1000, 32)):
+            narrow = Problem(1000, D, H, 10, loss="cross_entropy", precision=precision, arch="sm_90")
+            problems.append(narrow)
     found = [lay_out(problem).launches[0].kernel.expression for problem in problems]
     return tuple(dict.fromkeys(found))
 

@@ -6,6 +6,7 @@ Test: ``tests/test_budgets.py``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -15,13 +16,27 @@ from pathlib import Path
 import numpy as np
 
 from handgrad.kernel import Entry, Kernel, catalogue
-from handgrad.ops import activation, batch, checks, linear, loss, optimizer, two_layer_epoch, two_layer_reduce
+from handgrad.ops import (
+    activation,
+    batch,
+    checks,
+    linear,
+    loss,
+    optimizer,
+    two_layer_epoch,
+    two_layer_pair,
+    two_layer_reduce,
+    two_layer_step,
+)
+from handgrad.ops.two_layer import Problem
+from handgrad.ops.two_layer_general_geometry import Geometry
+from handgrad.plans.choice import choose
 from handgrad.proof.figures import Figures
 from handgrad.proof.machine_code import ARCHITECTURES, load_nvrtc
 
 SNAPSHOT = Path(__file__).with_name("budgets.json")
 
-MOST_KERNELS = 64
+MOST_KERNELS = 44
 FMA_SHARE = 0.95  # of TM TN / (TM + TN), the multiply-adds that a tile allows for each shared element loaded
 
 SINGLE, DOUBLE = (np.dtype(np.float32), np.dtype(np.float64))
@@ -54,36 +69,30 @@ SPILLS_LET_PASS: dict[tuple[str, str], str] = {}
 
 
 def chosen() -> tuple[Kernel, ...]:
-    """The instantiations watched: those of :data:`STEPS`, every tile, and each kernel of the catalogue."""
+    """The instantiations watched: those of :data:`STEPS`' plans, every tile, each kernel of the catalogue."""
     kernels = [kernel for step in STEPS for kernel in step_kernels(*step)]
-    steps = {(_function(kernel), tile) for kernel in kernels for tile in _tiles(kernel)}
     for tile in linear.TILES:
         wide = _width(tile.BN)
-        kernels += [
-            kernel
-            for kernel in (
-                linear.forward_kernel(tile, "relu", SINGLE, 4, wide),
-                linear.backward_input_kernel(tile, "relu", SINGLE, 4, wide),
-                linear.backward_weight_kernel(tile, SINGLE, 4, wide),
-            )
-            if (_function(kernel), tile) not in steps
-        ]
+        kernels.append(linear.forward_kernel(tile, "relu", SINGLE, 4, wide))
+        if tile in (linear.WIDE, linear.MEDIUM):
+            kernels.append(linear.backward_input_kernel(tile, "relu", SINGLE, 4, wide))
+            kernels.append(linear.backward_weight_kernel(tile, SINGLE, 4, wide))
     kernels += [
         linear.forward_kernel(linear.MEDIUM, "relu", DOUBLE, 2, 2),
-        linear.backward_input_kernel(linear.MEDIUM, "relu", DOUBLE, 2, 2),
-        linear.backward_weight_kernel(linear.MEDIUM, DOUBLE, 2, 2),
+        linear.reduce_kernel(SINGLE),
         activation.kernel("activation_forward", "sigmoid", SINGLE, 4),
         activation.kernel("activation_backward", "tanh", SINGLE, 4),
         loss.elementwise_kernel("bce", "identity", SINGLE),
-        loss.rows_kernel("hinge", SINGLE, 16),
+        loss.rows_kernel("cross_entropy", SINGLE, 16),
         optimizer.squares_kernel(SINGLE),
-        optimizer.update_kernel("Sgd", SINGLE),
+        optimizer.update_kernel("Momentum", SINGLE),
         optimizer.update_kernel("Adam", SINGLE),
         batch.gather_kernel(np.dtype(np.uint8), SINGLE, 4),
         batch.gather_kernel(np.dtype(np.int32), np.dtype(np.int32), 1),
-        two_layer_reduce.kernel_of("Momentum", SINGLE),
         two_layer_reduce.kernel_of("Adam", SINGLE),
+        *general_kernels(),
         *(Kernel(two_layer_epoch.FILE, text) for text in EPOCHS),
+        *fused_kernels(),
     ]
     assert len(set(kernels)) <= MOST_KERNELS, "more kernels than the time of a check allows for"
     order = [entry.name for entry in catalogue()]
@@ -91,29 +100,42 @@ def chosen() -> tuple[Kernel, ...]:
 
 
 def step_kernels(N: int, D: int, H: int, C: int, loss_name: str) -> list[Kernel]:
-    """What one step of D → H (relu) → C with momentum launches for aligned float32 arrays of N samples."""
-    hidden, output = linear.choose_tile(N, H), linear.choose_tile(N, C)
-    first, second = linear.choose_tile(D, H), linear.choose_tile(H, C)
+    """What the plan of one step of D → H (relu) → C launches, with momentum, in float32."""
+    problem = Problem(N, D, H, C, loss=loss_name, rule="Momentum")
+    return [one.kernel for one in choose(problem).layout.launches]
+
+
+def general_kernels() -> list[Kernel]:
+    """Of R4: the widest tile in each precision, and the second layer up to 16 columns and above."""
+    wide = {
+        precision: Geometry(Problem(8192, 784, 512, 10, loss="cross_entropy", precision=precision))
+        for precision in ("float32", "3xtf32", "bfloat16")
+    }
+    many = Geometry(Problem(8192, 784, 512, 100, loss="cross_entropy"))
     return [
-        linear.forward_kernel(hidden, "relu", SINGLE, _width(hidden.BK, D), _width(hidden.BN, H)),
-        linear.forward_kernel(output, "identity", SINGLE, _width(output.BK, H), _width(output.BN, C)),
-        loss.elementwise_kernel(loss_name, "identity", SINGLE)
-        if loss_name in loss.ELEMENTWISE
-        else loss.rows_kernel(loss_name, SINGLE, loss.lanes_of(C)),
-        linear.backward_weight_kernel(second, SINGLE, _width(second.BM, H), _width(second.BN, C)),
-        linear.backward_input_kernel(hidden, "relu", SINGLE, _width(hidden.BK, C), _width(hidden.BN, H)),
-        linear.backward_weight_kernel(first, SINGLE, _width(first.BM, D), _width(first.BN, H)),
-        linear.reduce_kernel(SINGLE),
-        optimizer.update_kernel("Momentum", SINGLE),
+        wide["float32"].hidden_kernel,
+        wide["bfloat16"].hidden_kernel,
+        wide["float32"].output_kernel,
+        many.output_kernel,
+        *(wide[precision].weight_kernel for precision in ("float32", "3xtf32")),
+    ]
+
+
+def fused_kernels() -> list[Kernel]:
+    """Of R1: README's step with one and ten outputs, as bytes, in float64, on tensor cores; of R3, one."""
+    large = Problem(50_000, 784, 50, 1)
+    classes = Problem(50_000, 784, 50, 10, loss="cross_entropy")
+    double = Problem(1000, 784, 50, 10, dtype="float64", precision="float64", inputs="float64", arch="sm_90")
+    narrow = [dataclasses.replace(large, precision=precision) for precision in ("tf32", "3xtf32", "bfloat16")]
+    first = [large, classes, dataclasses.replace(classes, inputs="uint8"), double, *narrow]
+    wide = two_layer_pair.lay_out(Problem(8192, 784, 128, 10, loss="cross_entropy", rule="Momentum"))
+    return [two_layer_step.lay_out(p).launches[0].kernel for p in first] + [
+        one.kernel for one in wide.launches
     ]
 
 
 def _function(kernel: Kernel) -> str:
     return kernel.expression.split("<")[0]
-
-
-def _tiles(kernel: Kernel) -> list[linear.Tile]:
-    return [tile for tile in linear.TILES if tile.cpp in kernel.expression]
 
 
 def _width(tile_side: int, side: int = 0) -> int:
@@ -176,7 +198,8 @@ def fma_bar(expression: str) -> float | None:
 
     A thread that owns TM x TN elements of it loads TM + TN for every TM TN multiply-adds.
     """
-    tile = re.search(r"Tile<\d+, \d+, \d+, (\d+), (\d+)>", expression)
+    tile = re.search(r"\bTile<\d+, \d+, \d+, (\d+), (\d+)>", expression)
+    tile = tile or re.search(r"\bFmaTile<\w+, \d+, (\d+), (\d+), ", expression)  # R1: that of dW1
     if tile is None:
         return None
     TM, TN = int(tile[1]), int(tile[2])

@@ -92,19 +92,22 @@ def reduce_partials(partials: Floats) -> Bounded:
 # ---- loss ------------------------------------------------------------------------------------------------
 
 
-def loss(Z: Floats, y: NDArray[Any], name: str, output: str, reduction: str) -> tuple[Bounded, Bounded]:
+def loss(
+    Z: Floats | Bounded, y: NDArray[Any], name: str, output: str, reduction: str
+) -> tuple[Bounded, Bounded]:
     """The loss and dZ."""
-    precision = PRECISIONS[Z.dtype.name]
-    count = Z.size if name in ("mse", "bce") else Z.shape[0]
+    z = Z if isinstance(Z, Bounded) else exact(Z)
+    precision = z.precision
+    count = z.value.size if name in ("mse", "bce") else z.value.shape[0]
     scale = Bounded.exact(1.0, precision)
     if reduction == "mean":
         scale = Bounded.constant(1.0 / count, precision) if count else Bounded.exact(math.nan, precision)
     total, dZ = (
-        _mse(exact(Z), exact(y), output, scale)
+        _mse(z, exact(y), output, scale)
         if name == "mse"
-        else _bce(exact(Z), exact(y), scale)
+        else _bce(z, exact(y), scale)
         if name == "bce"
-        else _of_rows(exact(Z), y, _cross_entropy if name == "cross_entropy" else _hinge, scale)
+        else _of_rows(z, y, _cross_entropy if name == "cross_entropy" else _hinge, scale)
     )
     return total * scale, dZ
 
@@ -136,7 +139,7 @@ def _of_rows(z: Bounded, labels: NDArray[Any], rows: Rows, scale: Bounded) -> tu
 
 def _cross_entropy(z: Bounded, is_label: Bools, scale: Bounded) -> tuple[Bounded, Bounded]:
     p = z.precision
-    largest = Bounded.exact(z.value.max(axis=1, keepdims=True), p)
+    largest = Bounded.exact(z.value.max(axis=1, keepdims=True), p)  # whatever it is, it cancels
     weights = (z - largest).exp()
     denominator = weights.sum(axis=1, keepdims=True)
     of_label = Bounded(z.value[is_label][:, None], z.error[is_label][:, None], p)

@@ -46,6 +46,10 @@ PRECISIONS = {
 }
 
 
+# Bits of the significand that an operand keeps, and where halves go; 3xtf32 loses what its small parts give.
+OPERAND_BITS = {"tf32": (11, "away"), "bfloat16": (8, "even"), "3xtf32": (23, "")}
+
+
 class Bounded:
     """``value`` in the wider type, and ``error``: how far the kernel's number may lie from it.
 
@@ -80,6 +84,25 @@ class Bounded:
     def rounded(self) -> Bounded:
         """Converted to the kernel's type."""
         return self._computed(self.value, self.error)
+
+    def operand(self, precision: str) -> Bounded:
+        """As a product on tensor cores takes it: rounded to "tf32" or "bfloat16", or in two parts of tf32.
+
+        What is known without error is rounded itself; else the rounding adds to the error.
+        """
+        if precision not in OPERAND_BITS:
+            return self
+        bits, ties = OPERAND_BITS[precision]
+        if precision == "3xtf32" or self.error.any():
+            # nothing between a subnormal number and 0 is told apart, as on a GPU
+            error = self.error + 2.0**-bits * (abs(self.value) + self.error)
+            return Bounded(self.value, error, self.precision)
+        fraction, exponent = np.frexp(abs(self.value))
+        scaled = np.ldexp(fraction, bits)
+        nearest = np.floor(scaled + 0.5) if ties == "away" else np.rint(scaled)
+        return Bounded(
+            np.copysign(np.ldexp(nearest, exponent - bits), self.value), self.error, self.precision
+        )
 
     def __neg__(self) -> Bounded:
         return Bounded(-self.value, self.error, self.precision)
@@ -166,12 +189,15 @@ class Bounded:
         return Bounded(value, error + self._error_of_sum(magnitude, terms), self.precision)
 
     def __matmul__(self, other: Bounded) -> Bounded:
-        """The matrix product of numbers without error: 4 √K u (|A| |B|).
+        """The matrix product: 4 √K u (|A| |B|), and what the operands' own errors make of it.
 
         In float64 for every type, by BLAS: what it rounds itself is far inside the constant.
         """
         a, b = self.value.astype(np.float64), other.value.astype(np.float64)
         error = self._error_of_sum(abs(a) @ abs(b), a.shape[1])
+        if self.error.any() or other.error.any():
+            of_a, of_b = self.error.astype(np.float64), other.error.astype(np.float64)
+            error = error + (of_a @ (abs(b) + of_b) + abs(a) @ of_b)
         return Bounded((a @ b).astype(self.precision.wide), error, self.precision)
 
     def _error_of_sum(self, magnitude: Wide, terms: int) -> Wide:

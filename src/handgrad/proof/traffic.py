@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from handgrad import emulator
+from handgrad import emulator, gpus
 from handgrad.emulator.counting import SECTOR_BYTES, SHARED, LaunchCounts, PlaceCounts, counting
 from handgrad.emulator.launch import launch_through
 from handgrad.kernel import Entry, catalogue
-from handgrad.proof import gpus, launch_description, operations
+from handgrad.proof import launch_description, operations
 from handgrad.proof.counters import GlobalTraffic, SharedTraffic, global_traffic, shared_traffic
 from handgrad.proof.step_calls import Call, Expected, calls
 

@@ -40,20 +40,23 @@ def step(
     output: str,
     loss: str,
     reduction: str,
-    operand_error: float = 0.0,
+    precision: str = "",
+    second: str = "",
 ) -> Step:
     """One step; ``parameters``: W1, W2, and b1, b2 where there is a bias.
 
-    ``operand_error``: relative, of every operand of X W1 and of Xᵀ dZ1; 0 but where these are products in a
-    narrower type than the sums.
+    ``precision``: "tf32", "3xtf32" or "bfloat16" where X W1 and Xᵀ dZ1 are products of operands so rounded;
+    ``second``: the same of A1 W2, A1ᵀ dZ2 and dZ2 W2ᵀ.
     """
     exact = {name: reference.exact(value) for name, value in parameters.items()}
     p = X.precision
-    Z1 = product(X, exact["W1"], operand_error)
+    X = operand(X, precision)
+    Z1 = product(X, operand(exact["W1"], precision))
     if "b1" in exact:
         Z1 = Z1 + exact["b1"]
     A1 = _forward(Z1, activation)
-    Z2 = product(A1, exact["W2"])
+    W2 = operand(exact["W2"], second)
+    Z2 = product(operand(A1, second), W2)
     if "b2" in exact:
         Z2 = Z2 + exact["b2"]
     N, C = Z2.value.shape
@@ -62,19 +65,38 @@ def step(
     if reduction == "mean":
         scale = Bounded.constant(1.0 / count, p) if count else Bounded.exact(math.nan, p)
     total, dZ2 = _loss(Z2, y, loss, output, scale)
-    dZ1 = _backward(Z1, A1, product(dZ2, exact["W2"].T), activation)
-    gradients = {"W1": product(X.T, dZ1, operand_error), "b1": dZ1.sum(axis=0)}
-    gradients |= {"W2": product(A1.T, dZ2), "b2": dZ2.sum(axis=0)}
+    dZ1 = _backward(Z1, A1, product(operand(dZ2, second), W2.T), activation)
+    gradients = {"W1": product(X.T, operand(dZ1, precision)), "b1": dZ1.sum(axis=0)}
+    gradients |= {"W2": product(operand(A1, second).T, operand(dZ2, second)), "b2": dZ2.sum(axis=0)}
     return Step(total * scale, {name: gradients[name] for name in parameters}, A1, dZ1)
 
 
-def product(a: Bounded, b: Bounded, operand_error: float = 0.0) -> Bounded:
+# Bits of the significand that an operand keeps; 3xtf32 loses what the small parts give with each other.
+OPERAND_BITS = {"tf32": 11, "3xtf32": 23, "bfloat16": 8}
+
+
+def operand(x: Bounded, precision: str) -> Bounded:
+    """x as a product on tensor cores takes it: what has no error is rounded itself, else the error grows."""
+    if precision not in OPERAND_BITS:
+        return x
+    bits = OPERAND_BITS[precision]
+    if precision == "3xtf32" or x.error.any():
+        return Bounded(x.value, x.error + 2.0**-bits * (abs(x.value) + x.error), x.precision)
+    fraction, exponent = np.frexp(abs(x.value))
+    scaled = np.ldexp(fraction, bits)
+    nearest = (
+        np.floor(scaled + 0.5) if precision == "tf32" else np.rint(scaled)
+    )  # halves: away from 0, to even
+    return Bounded(np.copysign(np.ldexp(nearest, exponent - bits), x.value), x.error, x.precision)
+
+
+def product(a: Bounded, b: Bounded) -> Bounded:
     """The matrix product of numbers with errors: those passed on, and 4 √K u (|A| |B|) of its own."""
     p = a.precision
     A, B, eA, eB = (part.astype(np.float64) for part in (a.value, b.value, a.error, b.error))
     K = A.shape[1]
     magnitude = abs(A) @ abs(B)
-    passed = eA @ abs(B) + abs(A) @ eB + eA @ eB + (2 * operand_error + operand_error**2) * magnitude
+    passed = eA @ abs(B) + abs(A) @ eB + eA @ eB
     own = SUM_CONSTANT * math.sqrt(K) * p.u * magnitude + K * p.smallest_normal
     return Bounded((A @ B).astype(p.wide), passed + own, p)
 

@@ -28,6 +28,7 @@ SHAPES = (  # N, D, H, C: every tile of either kernel; ragged sides; several spl
     (33, 784, 128, 10),
     (1000, 20, 3, 10),
     (127, 130, 17, 1),
+    (5, 8200, 128, 2),
 )
 QUICK_SHAPES = SHAPES[:4]
 
@@ -54,6 +55,8 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows += [{**small, "loss": "cross_entropy", "kind": kind} for kind in kinds]
     rows.append({**small, "loss": "cross_entropy", "x": "strided", "y": "strided"})
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
+    several_tiles = two_layer_pair.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
+    rows.append({"N": several_tiles, "D": 3, "H": 5, "C": 2, "loss": "cross_entropy", "activation": "tanh"})
     return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows])
 
 

@@ -59,9 +59,32 @@ def step_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
     if not quick:
         rows.append({"N": 150, "D": 20, "H": 10, "C": 2, "loss": "mse", "schedules": True})
+        rows.append({"N": 20, "D": 112, "H": 64, "C": 2, "loss": "mse", "activation": "tanh"})
         rows.append({"N": 1100, "D": 30, "H": 40, "C": 2, "loss": "cross_entropy", "sms": 3})
     rows = [{**types, **row} for row in rows]
     pixels = {**types, "inputs": "uint8", "loss": "cross_entropy"}
     rows.append({**pixels, "N": 40, "D": 32, "H": 17, "C": 3, "schedules": True})
     rows.append({**pixels, "N": 37, "D": 35, "H": 17, "C": 3, "x": "misaligned"})
+    if dtype == "float32":
+        rows += _tensor_core_rows(quick)
     return path_trials("two_layer.step", two_layer_step, rows)
+
+
+def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
+    """Every tile in every precision; kinks of the activation are left to float32, where rounding is small."""
+    rows: list[dict[str, Any]] = []
+    shapes = ((100, 20, 10, 3), (40, 300, 50, 2), (33, 1000, 31, 1), (50, 783, 49, 10), (20, 1000, 32, 1))
+    for i, precision in enumerate(("tf32", "3xtf32", "bfloat16")):
+        for j, shape in enumerate(shapes[:2] if quick else shapes):
+            loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
+            row = {**dict(zip("NDHC", shape, strict=True)), "precision": precision, "loss": loss}
+            rows.append(
+                {**row, "activation": ("tanh", "softplus")[j % 2], "x": ("aligned", "misaligned")[i % 2]}
+            )
+        small = {"N": 70, "D": 33, "H": 17, "C": 3, "precision": precision}
+        rows.append({**small, "loss": "hinge", "reduction": "sum", "kind": "integers"})
+        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "schedules": True})
+        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "inputs": "uint8"})
+        if precision != "3xtf32":  # which has no small part of an infinite number
+            rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "kind": "special"})
+    return rows

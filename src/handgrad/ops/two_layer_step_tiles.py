@@ -1,0 +1,181 @@
+"""How a block of R1 divides its products among its threads: the tiles of ``kernels/two_layer_step.cu``.
+
+Sizes are in elements, as the kernel computes them from the same constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from handgrad.ops import checks
+from handgrad.ops.two_layer import Problem
+
+THREADS = 256
+WARPS = THREADS // 32
+STAGES = 2  # slabs of W1 that a warp holds
+SUMS = WARPS // 2
+VECTOR_BYTES = 16
+
+COLUMN_LANES, ROW_LANES = 8, 4
+LANE_COLUMNS = (2, 4, 7, 8)  # HN
+ACCUMULATORS = {  # ROWS, TM, TN by dtype
+    "float32": ((16, 4, 4), (16, 8, 8), (16, 16, 10)),
+    "float64": ((8, 4, 4), (8, 8, 10)),
+}
+MOST_SLICES = {"float32": 1, "float64": 8}  # blocks that share a partition
+
+
+def round_up(n: int, to: int) -> int:
+    """The least multiple of ``to`` that is not below n."""
+    return -(-n // to) * to
+
+
+@dataclass(frozen=True)
+class FmaTile:
+    """Multiply-adds: ROWS samples; TM x TN elements of dW1 a thread; HN columns of Z1 a lane.
+
+    ``slices`` blocks share a partition; in each, ``d_groups`` x ``h_groups`` threads own dW1.
+    """
+
+    dtype: str
+    ROWS: int
+    TM: int
+    TN: int
+    HN: int
+    slices: int
+    d_groups: int
+    h_groups: int
+
+    BK = 8
+
+    @property
+    def columns(self) -> int:
+        """Columns of Z1 in one go over k."""
+        return COLUMN_LANES * self.HN
+
+    @property
+    def sums(self) -> int:
+        """Of a lane, in one go: Z."""
+        return self.ROWS // ROW_LANES * self.HN
+
+    @property
+    def vector(self) -> int:
+        """Elements of 16 bytes: G."""
+        return VECTOR_BYTES // (4 if self.dtype == "float32" else 8)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks whose registers fit on a multiprocessor: BLOCKS."""
+        return 2 if self.TM * self.TN + self.sums <= 80 else 1
+
+    def slab(self, H: int) -> int:
+        """BK rows of W1."""
+        return self.BK * H
+
+    def z_pitch(self, H: int) -> int:
+        """From one row of dZ1 to the next."""
+        return self.h_groups * (round_up(self.TN, self.vector) // self.vector | 1) * self.vector
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows of dW1 that leave together."""
+        return self.vector * self.d_groups
+
+    def row(self, D: int) -> int:
+        """The columns of X that the products read."""
+        return max(self.slices * self.d_groups * self.TM, round_up(D, self.BK))
+
+    def cpp(self, H: int) -> str:
+        """The C++ type."""
+        pair = 1 if H % 2 else 2
+        return (
+            f"FmaTile<{checks.CPP_NAMES[self.dtype]}, {self.ROWS}, {self.TM}, {self.TN}, {self.HN}, {pair}>"
+        )
+
+
+def fma_tile(problem: Problem) -> FmaTile | None:
+    """The smallest tile whose threads hold dW1, in as few slices as possible; None where none does."""
+    D, H = problem.D, problem.H
+    shapes = ACCUMULATORS[problem.dtype]
+    goes = -(-H // (COLUMN_LANES * LANE_COLUMNS[-1]))
+    HN = next(HN for HN in LANE_COLUMNS if goes * COLUMN_LANES * HN >= H)
+    for slices in range(1, 1 + MOST_SLICES[problem.dtype]):
+        for ROWS, TM, TN in shapes if slices == 1 else shapes[-1:]:
+            d_groups, h_groups = -(-D // (TM * slices)), -(-H // TN)
+            if d_groups * h_groups <= THREADS:
+                return FmaTile(problem.dtype, ROWS, TM, TN, HN, slices, d_groups, h_groups)
+    return None
+
+
+PRECISIONS = {"tf32": "Tf32", "3xtf32": "SplitTf32", "bfloat16": "Bfloat16"}  # C++ types
+WARP_TILES = {  # MT, NT, ZT
+    "tf32": ((2, 2, 2), (7, 7, 7), (12, 4, 4)),
+    "3xtf32": ((2, 2, 2), (7, 7, 4), (12, 4, 4)),  # operands take twice the registers
+    "bfloat16": ((2, 2, 2), (7, 7, 7), (12, 4, 4)),
+}
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """Tensor cores: 16 samples; MT x NT tiles of 16 x 8 of dW1 a warp; ZT such of Z1 in one go over k."""
+
+    precision: str
+    MT: int
+    NT: int
+    ZT: int
+
+    ROWS, BK, vector = 16, 16, 4
+    slices, d_groups, h_groups, blocks = 1, 1, 1, 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of Z1 in one go over k."""
+        return 8 * self.ZT
+
+    @property
+    def sums(self) -> int:
+        """Of a lane, in one go: Z."""
+        return 4 * self.ZT
+
+    def slab(self, H: int) -> int:
+        """BK rows of W1, so far apart that four neighbours lie in different banks."""
+        return self.BK * _eight_apart(round_up(H, self.columns))
+
+    def z_pitch(self, H: int) -> int:
+        """From one row of dZ1 to the next."""
+        return _eight_apart(8 * self.NT)
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows of dW1 that leave together: one tile of every warp."""
+        return 16 * WARPS
+
+    def row(self, D: int) -> int:
+        """The columns of X that the products read: tiles of dW1 come in pairs of 32."""
+        return round_up(D, 32)
+
+    def cpp(self, H: int) -> str:
+        """The C++ type; the last number: elements of W1 that are copied together."""
+        copied = 4 if H % 4 == 0 else 2 if H % 2 == 0 else 1
+        return f"MmaTile<{PRECISIONS[self.precision]}, {self.MT}, {self.NT}, {self.ZT}, {copied}>"
+
+
+def _eight_apart(columns: int) -> int:
+    """The least pitch ≥ columns that is 8 or 24 beyond a multiple of 32."""
+    return round_up(max(columns - 8, 0), 16) + 8
+
+
+def mma_tile(problem: Problem) -> MmaTile | None:
+    """The smallest tile whose warps hold dW1; None where none does."""
+    for MT, NT, ZT in WARP_TILES[problem.precision]:
+        if problem.D <= 16 * WARPS * MT and problem.H <= 8 * NT:
+            return MmaTile(problem.precision, MT, NT, ZT)
+    return None
+
+
+Tile = FmaTile | MmaTile
+
+
+def tile_of(problem: Problem) -> Tile | None:
+    """The tile for a problem, from its shape and types alone; None where registers do not hold dW1."""
+    return fma_tile(problem) if problem.precision == problem.dtype else mma_tile(problem)

@@ -1,0 +1,83 @@
+"""Plans: which kernels run a two-layer training step, how, and why.
+
+``plan(net, batch_size)`` shows the plan, for a GPU, for the emulator, and for a network on the CPU too, since
+no GPU is needed to plan.  Training takes the same choice.  docs/plans.md describes it.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from handgrad.gpus import Gpu, find_gpu
+from handgrad.plans import tuning
+from handgrad.plans.choice import choose
+from handgrad.plans.description import Plan
+from handgrad.plans.problems import problem_of
+from handgrad.plans.tuning import Tuned, tune
+
+if TYPE_CHECKING:
+    from handgrad.network import MLP
+    from handgrad.ops.optimizer import Optimizer
+
+__all__ = ["Plan", "Tuned", "plan", "tune"]
+
+DEFAULT_GPU = "A100"
+
+
+def plan(
+    net: MLP,
+    batch_size: int,
+    *,
+    samples: int | None = None,
+    optimizer: Optimizer | None = None,
+    path: str | None = None,
+    gpu: str | Gpu | None = None,
+    inputs: str | None = None,
+    clip_norm: float | None = None,
+    epoch: bool = True,
+) -> Plan:
+    """The plan of training ``net`` in batches of ``batch_size``.
+
+    Parameters
+    ----------
+    samples: of an epoch; one batch where None
+    optimizer: whose rule is applied; SGD without momentum where None
+    path: "R1" ... "R4" where it can be, else the plan says in ``reason`` why another one runs;
+        ``net.path`` where None
+    gpu: plan for this named GPU ("A100", "H100", ...); by default for the network's own device, and for a
+        network on the CPU for the A100
+    inputs: X as it is stored, "uint8" or dtype's name, which is the default
+    clip_norm: the gradient is clipped, which takes two launches more and no whole epoch
+    epoch: False for single steps, as ``train_step`` takes them, for which there is no R2
+
+    Raises ``ValueError`` in one line for a network of another depth and for names that there are not.
+    """
+    N = _count("batch_size", batch_size)
+    number = N if samples is None else _count("samples", samples)
+    rule = "Store" if clip_norm is not None else "Sgd" if optimizer is None else optimizer.rule
+    named = gpu if gpu is not None or net.device.kind != "cpu" else DEFAULT_GPU
+    problem = problem_of(net, N, rule=rule, inputs=inputs, gpu=None if named is None else find_gpu(named))
+    asked = path or _named(net)
+    measured = tuning.winner(net, problem) if asked is None and gpu is None else None
+    choice = choose(
+        problem, asked or (None if measured == tuning.CUBLAS else measured), epoch and clip_norm is None
+    )
+    if measured is not None:
+        choice = replace(choice, reason=f"{measured} was measured to be the fastest on this GPU")
+    return Plan(choice, number, clipped=clip_norm is not None)
+
+
+def _named(net: MLP) -> str | None:
+    return None if net.path == "ops" else net.path
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name}: expected a whole number, 1 or more, got {value!r}")
+    return number
