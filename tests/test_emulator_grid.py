@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from handgrad import emulator
 from handgrad.emulator.counting import counting
+from handgrad.emulator.launch import CompiledKernel
 from handgrad.emulator.settings import BLOCKS_PER_SM, resident_blocks
 from handgrad.emulator.watched import MODES, SEARCHES, searching
 
@@ -75,6 +76,14 @@ def test_every_block_has_shared_memory_of_its_own() -> None:
         with emulator.settings(order=order, seed=1):
             launch("rotate_shared", 5, 64, x, counters(), np.int32(4), shared=256)
         np.testing.assert_array_equal(x, rotated(x0, 4)[:, ::-1] + x0[:, :1])
+
+
+def test_the_same_by_the_portable_switch_of_stacks() -> None:
+    x0 = whole_numbers(5, 64)
+    x = emulator.asarray(x0)
+    kernel = CompiledKernel(GRID, "rotate_shared", "ucontext")
+    kernel((5,), (64,), (x, counters(), np.int32(3)), 256, cooperative=True)
+    np.testing.assert_array_equal(x, rotated(x0, 3)[:, ::-1] + x0[:, :1])
 
 
 @pytest.mark.parametrize("search", SEARCHES)
