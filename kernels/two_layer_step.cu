@@ -68,29 +68,28 @@ __global__ void __launch_bounds__(STEP_THREADS, TILE::BLOCKS)
     __syncthreads();  // what the item before had here has been written out
     out.begin(W2, b2);
 #pragma unroll 1
-    for (int h = threadIdx.x; h < H; h += STEP_THREADS) bias[h] = b1 == nullptr ? T(0) : b1[h];
+    for (int h = thread_in_block(); h < H; h += STEP_THREADS) bias[h] = b1 == nullptr ? T(0) : b1[h];
 #pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * z_pitch; i += STEP_THREADS) dZ1[i] = T(0);
+    for (int i = thread_in_block(); i < ROWS * z_pitch; i += STEP_THREADS) dZ1[i] = T(0);
 #pragma unroll 1
-    for (int row = threadIdx.x / WARP; row < buffers * ROWS; row += STEP_WARPS)
+    for (int row = thread_in_block() / WARP; row < buffers * ROWS; row += STEP_WARPS)
 #pragma unroll 1
-      for (int d = D + threadIdx.x % WARP; d < pitch; d += WARP) shared[row * pitch + d] = T(0);
+      for (int d = D + thread_in_block() % WARP; d < pitch; d += WARP) shared[row * pitch + d] = T(0);
 
     TILE gradient;
     gradient.clear();
-    T bias_sum = T(0), loss = T(0);  // of column threadIdx.x of db1 then db2
+    T bias_sum = T(0), loss = T(0);  // of the thread: bias_sum of a column of db1 or db2
 
     if constexpr (CONVERTS)
       fetch_rows<ROWS, VX>(staged, staged_pitch, X, D, n_begin, N);
     else
-      fetch_rows<ROWS, VX>(shared, pitch, X, D, n_begin, N);
+      fetch_rows<ROWS, VX>(shared + (n_begin / ROWS & (buffers - 1)) * ROWS * pitch, pitch, X, D, n_begin, N);
     fetch_first_slab<TILE>(ring, W1, D, H);
     commit_copies();
 
-    int buffer = 0;
 #pragma unroll 1
     for (int n0 = n_begin; n0 < n_end; n0 += ROWS) {
-      T* const rows = shared + buffer * ROWS * pitch;
+      T* const rows = shared + (n0 / ROWS & (buffers - 1)) * ROWS * pitch;  // buffers is 1 or 2
       wait_all_copies();
       __syncthreads();  // the tile is there, whoever brought it
       if constexpr (CONVERTS) {
@@ -158,7 +157,7 @@ __global__ void __launch_bounds__(STEP_THREADS, TILE::BLOCKS)
         if constexpr (CONVERTS)
           fetch_rows<ROWS, VX>(staged, staged_pitch, X, D, n0 + ROWS, N);
         else if (buffers == 2)
-          fetch_rows<ROWS, VX>(shared + (buffer ^ 1) * ROWS * pitch, pitch, X, D, n0 + ROWS, N);
+          fetch_rows<ROWS, VX>(shared + ((n0 / ROWS + 1) & 1) * ROWS * pitch, pitch, X, D, n0 + ROWS, N);
       }
       const int column = thread_in_block();
       if (column < H) {
@@ -175,7 +174,6 @@ __global__ void __launch_bounds__(STEP_THREADS, TILE::BLOCKS)
         }
       }
       commit_copies();
-      if (buffers == 2) buffer ^= 1;
     }
 
     // The partition is done: dW1 goes out by way of shared memory, so that neighbours are written together.
@@ -189,13 +187,13 @@ __global__ void __launch_bounds__(STEP_THREADS, TILE::BLOCKS)
       const int count = min(TILE::pass_rows(d_groups), D - d) * H;
       T* const to = partial + static_cast<long long>(d) * H;
 #pragma unroll 1
-      for (int k = threadIdx.x * G; k + G <= count; k += STEP_THREADS * G)
+      for (int k = thread_in_block() * G; k + G <= count; k += STEP_THREADS * G)
         store_vector<G>(to + k, load_vector<G>(shared + k));
 #pragma unroll 1
-      for (int k = count / G * G + threadIdx.x; k < count; k += STEP_THREADS) to[k] = shared[k];
+      for (int k = count / G * G + thread_in_block(); k < count; k += STEP_THREADS) to[k] = shared[k];
     }
     if (slice == 0) {  // the same in every thread of the block
-      const int column = threadIdx.x;
+      const int column = thread_in_block();
       if (b1 != nullptr) {
         if (column < H)
           partial[offset_b1 + column] = bias_sum;
@@ -204,7 +202,7 @@ __global__ void __launch_bounds__(STEP_THREADS, TILE::BLOCKS)
       }
       out.store_weight_gradient(partial + offset_W2);
       loss = block_sum<STEP_THREADS>(loss, scratch);
-      if (threadIdx.x == 0) loss_partials[partition] = loss;
+      if (thread_in_block() == 0) loss_partials[partition] = loss;
     }
   }
 }

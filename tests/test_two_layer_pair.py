@@ -151,6 +151,7 @@ def test_the_bits_do_not_depend_on_the_order_of_blocks_and_threads():
     [
         ({"D": 5000, "H": 128}, ""),
         ({"H": 129}, "H = 129 is above 128"),
+        ({"D": 2**25, "H": 100}, "D H = 3355443200 is above 2145386495"),
         ({"C": 64}, ""),
         ({"C": 65}, "C = 65 is above 64"),
         ({"precision": "bfloat16"}, "R3 computes in float32, not in bfloat16"),

@@ -202,6 +202,7 @@ def test_one_buffer_gives_the_bits_of_two():
         ({"D": 817}, "dW1 of D = 817 by H = 50 is more than the registers hold"),
         ({"D": 304, "H": 128}, ""),
         ({"D": 10, "H": 129}, "H = 129 is above 128"),
+        ({"N": 2**31 - 2**21}, "N = 2145386496 is above 2145386495"),
         ({"D": 64, "C": 64}, ""),
         ({"D": 64, "C": 65}, "C = 65 is above 64"),
         ({"precision": "tf32", "D": 896, "H": 56, "arch": "sm_90"}, ""),

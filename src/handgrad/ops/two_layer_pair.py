@@ -64,6 +64,8 @@ def refusal(problem: Problem) -> str:
         return f"H = {p.H} is above {MOST_H}"
     if p.C > MOST_C:
         return f"C = {p.C} is above {MOST_C}"
+    if max(p.N, p.D * p.H + p.H) >= checks.INT_LIMIT:
+        return f"N = {p.N} or D H = {p.D * p.H} is above {checks.INT_LIMIT - 1}"
     tile = _forward_tile(p.H)
     needed, there = _shared_bytes(p, tile) + _slab_bytes(tile, p.itemsize), shared_limit(p.arch)
     if needed > there:

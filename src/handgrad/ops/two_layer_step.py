@@ -46,7 +46,7 @@ from handgrad.ops.two_layer_step_tiles import (
 
 FILE = "two_layer_step.cu"
 MOST_H, MOST_C = 128, 64
-PARTITIONS_LEAST = 64  # where there are as many tiles
+PARTITIONS_LEAST = 132  # where there are as many tiles: one for every multiprocessor of a large GPU
 PARTIALS_SHARE = 0.15  # partials, written and read, take at most 0.3 of the bytes of X: 8 S P ≤ 0.3 · 4 N D
 SPREAD_OVER = (58, 108, 128, 132)  # multiprocessors of L4, A100, RTX 4090, H100
 
@@ -70,6 +70,8 @@ def refusal(problem: Problem) -> str:
         return f"H = {p.H} is above {MOST_H}"
     if p.C > MOST_C:
         return f"C = {p.C} is above {MOST_C}"
+    if p.N >= checks.INT_LIMIT:
+        return f"N = {p.N} is above {checks.INT_LIMIT - 1}"
     if p.precision != p.dtype and p.arch == "sm_75":
         return f"sm_75 has no tensor cores for {p.precision}"
     tile = tile_of(p)
