@@ -63,8 +63,8 @@ class GuardedSteps:
     """Makes the steps of ``steps`` for ``net``, none of which leaves a NaN or inf behind.
 
     ``choice``: "stop" raises :class:`NonFiniteError`, "skip" goes on with the next step; the loss of a
-    skipped step is NaN.  ``progress`` says where the call begins; ``skipped`` has the (epoch, step), from 1, of
-    all that were left out.
+    skipped step is NaN.  ``progress`` says where the call begins; ``skipped`` has the (epoch, step), from 1,
+    of all that were left out.
     """
 
     steps: Steps
