@@ -162,6 +162,15 @@ def test_a_rank_that_fails_says_why_and_ends_the_job():
     assert told(err) == ["error: rank 1 of 2: the cable is out"]
 
 
+def test_ctrl_c_twice_on_one_rank_is_no_hang():
+    fault = "signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)"
+    code, _, err = ends(*launch(2, *QUICK, "--out", "run", program=("-c", FAULTY.format(fault=fault))))
+    assert code == 130
+    assert told(err) == []
+    assert len(listed(Path("run/checkpoints"))) == 1
+    assert not Path("run/weights.safetensors").exists()
+
+
 def test_a_wrong_call_is_told_once():
     code, out, err = ends(*launch(2, *QUICK, "--limit", "0"))
     assert (code, out) == (2, "")

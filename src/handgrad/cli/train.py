@@ -196,7 +196,7 @@ def train(
         summarize,
     )
     from handgrad.distributed import agreement
-    from handgrad.distributed.ranks import DEFAULT_SHARDS, device_of, join
+    from handgrad.distributed.ranks import DEFAULT_SHARDS, device_of, fail, join
     from handgrad.nonfinite import NonFiniteError
     from handgrad.resume import Checkpoints, Every, Progress, restore
     from handgrad.training import fit
@@ -334,4 +334,6 @@ def train(
             if as_json:
                 print_json(report)
     if history.interrupted:
+        if interrupt.at_once and ranks.size > 1:
+            fail("", interrupt.exit_code)  # the others wait in an exchange that will not come
         raise typer.Exit(interrupt.exit_code)
