@@ -301,7 +301,9 @@ def profile_file(source: Path, description: Path) -> list[Profile]:
         arguments = one.make_arguments(emulator)
         try:
             with counting() as counted:
-                emulator.launch(source, one.kernel, one.grid, one.block, arguments, one.shared)
+                emulator.launch(
+                    source, one.kernel, one.grid, one.block, arguments, one.shared, one.cooperative
+                )
         except (TypeError, LaunchError) as error:  # it does not fit the kernel, or no GPU takes it
             raise ValueError(f"{one.place}: {error}") from None
         found += [Profile(counts) for counts in counted]
