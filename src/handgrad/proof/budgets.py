@@ -6,6 +6,7 @@ Test: ``tests/test_budgets.py``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from handgrad.kernel import Entry, Kernel, catalogue
-from handgrad.ops import activation, batch, checks, linear, loss, optimizer, two_layer_epoch, two_layer_reduce
+from handgrad.ops import (
+    activation,
+    batch,
+    checks,
+    linear,
+    loss,
+    optimizer,
+    two_layer_epoch,
+    two_layer_pair,
+    two_layer_reduce,
+    two_layer_step,
+)
 from handgrad.ops.two_layer import Problem
 from handgrad.ops.two_layer_general_geometry import Geometry
 from handgrad.plans.choice import choose
@@ -80,6 +92,7 @@ def chosen() -> tuple[Kernel, ...]:
         two_layer_reduce.kernel_of("Adam", SINGLE),
         *general_kernels(),
         *(Kernel(two_layer_epoch.FILE, text) for text in EPOCHS),
+        *fused_kernels(),
     ]
     assert len(set(kernels)) <= MOST_KERNELS, "more kernels than the time of a check allows for"
     order = [entry.name for entry in catalogue()]
@@ -105,6 +118,19 @@ def general_kernels() -> list[Kernel]:
         wide["float32"].output_kernel,
         many.output_kernel,
         *(wide[precision].weight_kernel for precision in ("float32", "3xtf32")),
+    ]
+
+
+def fused_kernels() -> list[Kernel]:
+    """Of R1: README's step with one and ten outputs, as bytes, in float64, on tensor cores; of R3, one."""
+    large = Problem(50_000, 784, 50, 1)
+    classes = Problem(50_000, 784, 50, 10, loss="cross_entropy")
+    double = Problem(1000, 784, 50, 10, dtype="float64", precision="float64", inputs="float64", arch="sm_90")
+    narrow = [dataclasses.replace(large, precision=precision) for precision in ("tf32", "3xtf32", "bfloat16")]
+    first = [large, classes, dataclasses.replace(classes, inputs="uint8"), double, *narrow]
+    wide = two_layer_pair.lay_out(Problem(8192, 784, 128, 10, loss="cross_entropy", rule="Momentum"))
+    return [two_layer_step.lay_out(p).launches[0].kernel for p in first] + [
+        one.kernel for one in wide.launches
     ]
 
 
@@ -177,6 +203,7 @@ def fma_bar(expression: str) -> float | None:
     A thread that owns TM x TN elements of it loads TM + TN for every TM TN multiply-adds.
     """
     tile = re.search(r"\bTile<\d+, \d+, \d+, (\d+), (\d+)>", expression)
+    tile = tile or re.search(r"\bFmaTile<\w+, \d+, (\d+), (\d+), ", expression)  # R1: that of dW1
     if tile is None:
         return None
     TM, TN = int(tile[1]), int(tile[2])
