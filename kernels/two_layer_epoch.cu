@@ -32,132 +32,7 @@
 #include "activation.cuh"
 #include "loss.cuh"
 #include "optimizer_rules.cuh"
-
-constexpr int EPOCH_THREADS = 256;
-constexpr int RULES = 32;      // steps whose rule is prepared together, by a thread each
-constexpr int GROUP = 4;       // hidden units that a thread works on; SH is a multiple of it
-constexpr int SUM_LANES = 8;   // lanes that share a sum over the rows
-
-// The shape of a launch.
-struct Epoch {
-  int count, N, D, H, C;  // rows of the epoch and of a batch
-  int SD, SH;             // a cell: columns of X, hidden units
-  int b1, W2, b2;         // places in the flat buffer; b1 and b2 are -1 where there is no bias
-};
-
-// GROUP neighbouring elements of shared or global memory, 16-byte aligned where T is float.
-template <class T>
-struct Units {
-  static constexpr int V = VECTOR_BYTES / sizeof(T);
-  T element[GROUP];
-  __device__ __forceinline__ T& operator[](int i) { return element[i]; }
-  __device__ __forceinline__ static Units load(const T* p) {
-    Units units;
-#pragma unroll
-    for (int part = 0; part < GROUP / V; ++part) {
-      const Vector<T, V> v = load_vector<V>(p + part * V);
-#pragma unroll
-      for (int k = 0; k < V; ++k) units.element[part * V + k] = v[k];
-    }
-    return units;
-  }
-  __device__ __forceinline__ void store(T* p) const {
-#pragma unroll
-    for (int part = 0; part < GROUP / V; ++part) {
-      Vector<T, V> v;
-#pragma unroll
-      for (int k = 0; k < V; ++k) v[k] = element[part * V + k];
-      store_vector<V>(p + part * V, v);
-    }
-  }
-};
-
-// What a cell keeps from step to step: each parameter's slice, and behind it as much for each state.
-// ops/two_layer_epoch.py counts the same elements.
-template <class T>
-struct Slices {
-  T *W1, *W2, *b1, *b2;
-  __device__ __forceinline__ Slices(T* memory, const Epoch& e, int copies)
-      : W1(memory),
-        W2(W1 + copies * e.SD * e.SH),
-        b1(W2 + copies * e.SH * e.C),
-        b2(b1 + copies * e.SH) {}
-  // Elements, a multiple of 16 bytes.
-  __device__ __forceinline__ static int elements(const Epoch& e, int copies) {
-    const int all = copies * (e.SD * e.SH + e.SH * e.C + e.SH + e.C);
-    return (all + GROUP - 1) / GROUP * GROUP;
-  }
-};
-
-// The distance between rows of `width` elements in shared memory, whole vectors, such that the same place of
-// eight rows lies in different banks: an odd number of vectors.
-template <class T>
-__device__ __forceinline__ int row_stride(int width) {
-  constexpr int V = VECTOR_BYTES / sizeof(T);
-  return ((width + V - 1) / V | 1) * V;
-}
-
-// What a block needs of shared memory within a step.
-template <class T>
-struct Scratch {
-  int x_stride, a_stride, z_stride;
-  T *X, *A, *dZ2, *Z2, *dW2;  // Z2 only for losses of rows
-  __device__ __forceinline__ Scratch(T* memory, const Epoch& e, bool keeps_logits)
-      : x_stride(row_stride<T>(e.SD)),
-        a_stride(row_stride<T>(e.SH)),
-        z_stride(e.C | 1),
-        X(memory),
-        A(X + e.N * x_stride),
-        dZ2(A + e.N * a_stride),
-        Z2(dZ2 + e.N * z_stride),
-        dW2(Z2 + (keeps_logits ? e.N * z_stride : 0)) {}
-};
-
-// One cell of the grid, as the phases see it.
-struct Cell {
-  int i, j, d0, h0, ds, hs;  // ds and hs: columns and units that there are
-  __device__ __forceinline__ Cell(int cell, const Epoch& e) {
-    const int across = (e.H + e.SH - 1) / e.SH;
-    i = cell / across;
-    j = cell % across;
-    d0 = i * e.SD;
-    h0 = j * e.SH;
-    ds = min(e.SD, e.D - d0);
-    hs = min(e.SH, e.H - h0);
-  }
-};
-
-// Copies a parameter's slice, rows x columns of a matrix of `width` columns, and its states: from the flat
-// buffers, or back to them where BACK.  What the slice has beyond is zero.
-template <bool BACK, int STATES, class T>
-__device__ __forceinline__ void copy_slice(T* slice, int place, T* w, T* state1, T* state2, int width, int rows,
-                                           int columns, int slice_rows, int slice_columns) {
-  T* const flat[3] = {w, state1, state2};
-#pragma unroll
-  for (int state = 0; state <= STATES; ++state) {
-#pragma unroll 1
-    for (int k = threadIdx.x; k < slice_rows * slice_columns; k += EPOCH_THREADS) {
-      const int row = k / slice_columns, column = k % slice_columns;
-      const bool inside = row < rows && column < columns;
-      T* const own = slice + state * slice_rows * slice_columns + k;
-      T* const other = flat[state] + place + static_cast<long long>(row) * width + column;
-      if (!BACK) *own = inside ? *other : T(0);
-      else if (inside) *other = *own;
-    }
-  }
-}
-
-// All slices of a cell; back, only the cells of the first row of the grid have the copies that count.
-template <bool BACK, int STATES, class T>
-__device__ __forceinline__ void copy_cell(const Slices<T>& s, const Cell& c, const Epoch& e, T* w, T* state1,
-                                          T* state2) {
-  copy_slice<BACK, STATES>(s.W1, c.d0 * e.H + c.h0, w, state1, state2, e.H, c.ds, c.hs, e.SD, e.SH);
-  if (BACK && c.i > 0) return;
-  copy_slice<BACK, STATES>(s.W2, e.W2 + c.h0 * e.C, w, state1, state2, e.C, c.hs, e.C, e.SH, e.C);
-  if (e.b1 < 0) return;
-  copy_slice<BACK, STATES>(s.b1, e.b1 + c.h0, w, state1, state2, 1, c.hs, 1, e.SH, 1);
-  if (!BACK || c.j == 0) copy_slice<BACK, STATES>(s.b2, e.b2, w, state1, state2, 1, e.C, 1, e.C, 1);
-}
+#include "two_layer_epoch.cuh"
 
 // The cell's columns of the batch's rows, scaled; columns that X has not are zero.
 template <int V, class TX, class T>
@@ -181,10 +56,11 @@ template <class T>
 __device__ __forceinline__ void multiply_X(const Scratch<T>& m, const T* W1, const Epoch& e, T* part, int rows) {
   constexpr int V = VECTOR_BYTES / sizeof(T);
   const int groups = e.SH / GROUP, half = (rows + 1) / 2;
+#pragma unroll 1
   for (int k = threadIdx.x; k < half * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups, other = min(n + half, rows - 1);
     T sums[2][GROUP] = {};
-#pragma unroll 2
+#pragma unroll 1
     for (int d = 0; d < e.SD; d += V) {
       const Vector<T, V> x0 = load_vector<V>(m.X + n * m.x_stride + d);
       const Vector<T, V> x1 = load_vector<V>(m.X + other * m.x_stride + d);
@@ -212,6 +88,7 @@ __device__ __forceinline__ void activate(const Scratch<T>& m, const T* b1, const
                                          const T* partial_Z1, int rows) {
   const int groups = e.SH / GROUP, down = (e.D + e.SD - 1) / e.SD, across = (e.H + e.SH - 1) / e.SH;
   const long long distance = static_cast<long long>(across) * e.N * e.SH;  // from i to i + 1
+#pragma unroll 1
   for (int k = threadIdx.x; k < rows * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups;
     const T* part = partial_Z1 + (static_cast<long long>(c.j) * e.N + n) * e.SH + h;
@@ -235,6 +112,7 @@ __device__ __forceinline__ void multiply_A(const Scratch<T>& m, const T* W2, con
                                            T* partial_Z2, int rows) {
   const int down = (e.D + e.SD - 1) / e.SD, share = (e.N + down - 1) / down;
   const int first = min(c.i * share, rows), own = min(share, rows - first);
+#pragma unroll 1
   for (int k = threadIdx.x; k < own * e.C; k += EPOCH_THREADS) {
     const int n = first + k / e.C, j = k % e.C;
     T sum = T(0);
@@ -260,6 +138,7 @@ __device__ __forceinline__ T losses_of(const Scratch<T>& m, const T* b2, const E
                                        const int* __restrict__ order, int rows, T scale) {
   T sum = T(0);
   if constexpr (LANES == 0) {  // element by element
+#pragma unroll 1
     for (int k = threadIdx.x; k < rows * e.C; k += EPOCH_THREADS) {
       const int n = k / e.C, j = k % e.C;
       T gradient;
@@ -294,6 +173,7 @@ template <class T, class Product>
 __device__ __forceinline__ T sum_rows(int rows, bool wanted, Product product) {
   T sum = T(0);
   if (wanted)
+#pragma unroll 2
     for (int n = threadIdx.x % SUM_LANES; n < rows; n += SUM_LANES) sum += product(n);
   return combine_lanes<Sum, SUM_LANES>(sum);
 }
@@ -311,6 +191,7 @@ __device__ __forceinline__ void update(const Rule& rule, T* slice, int k, int si
 template <class T>
 __device__ __forceinline__ void sum_dW2(const Scratch<T>& m, const Cell& c, const Epoch& e, int rows) {
   const int sums = (c.hs + 1) * e.C;
+#pragma unroll 1
   for (int first = 0; first < sums; first += EPOCH_THREADS / SUM_LANES) {
     const int k = first + threadIdx.x / SUM_LANES, h = k / e.C, j = k % e.C;
     const T sum = sum_rows<T>(rows, k < sums, [&](int n) {
@@ -325,6 +206,7 @@ __device__ __forceinline__ void sum_dW2(const Scratch<T>& m, const Cell& c, cons
 template <class F, class T>
 __device__ __forceinline__ void propagate(const Scratch<T>& m, const T* W2, const Cell& c, const Epoch& e, int rows) {
   const int groups = e.SH / GROUP;
+#pragma unroll 1
   for (int k = threadIdx.x; k < rows * groups; k += EPOCH_THREADS) {
     const int h = k % groups * GROUP, n = k / groups;
     T da[GROUP] = {};
@@ -345,6 +227,7 @@ template <class Rule, class T>
 __device__ __forceinline__ void update_W1(const Rule& rule, const Scratch<T>& m, T* W1, const Cell& c, const Epoch& e,
                                           int rows) {
   const int groups = e.SH / GROUP, size = e.SD * e.SH;
+#pragma unroll 1
   for (int k = threadIdx.x; k < e.SD / 2 * groups; k += EPOCH_THREADS) {
     const int d = k / groups * 2, h = k % groups * GROUP;
     T sums[2][GROUP] = {};

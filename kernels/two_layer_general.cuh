@@ -92,7 +92,7 @@ struct HiddenGradientSlab {
     for (int s = 0; s < Map::SHARE; ++s)
 #pragma unroll
       for (int j = 0; j < V; ++j) dA[s][j] = T(0);
-#pragma unroll 1  // registers are short beside the product's
+#pragma unroll
     for (int c = 0; c < MOST; c += G) {
       Vector<T, G> z[Map::SHARE];
 #pragma unroll

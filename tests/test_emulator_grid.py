@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from handgrad import emulator
 from handgrad.emulator.counting import counting
+from handgrad.emulator.launch import CompiledKernel
 from handgrad.emulator.settings import BLOCKS_PER_SM, resident_blocks
 from handgrad.emulator.watched import MODES, SEARCHES, searching
 
 GRID = FOLDER / "grid.cu"
-RIGHT = ("rotate<true>", "rotate_shared", "gather_sums", "pairs_then_all")
+RIGHT = ("rotate<true>", "rotate_shared", "gather_sums", "pairs_then_all", "by_turns")
 WRONG = (
     *("rotate<false>", "unfenced", "leaves_early", "waits_elsewhere", "divergent", "thread_stays_away"),
     *("wrong_count", "past_shared", "unwritten_shared"),
@@ -77,6 +78,14 @@ def test_every_block_has_shared_memory_of_its_own() -> None:
         np.testing.assert_array_equal(x, rotated(x0, 4)[:, ::-1] + x0[:, :1])
 
 
+def test_the_same_by_the_portable_switch_of_stacks() -> None:
+    x0 = whole_numbers(5, 64)
+    x = emulator.asarray(x0)
+    kernel = CompiledKernel(GRID, "rotate_shared", "ucontext")
+    kernel((5,), (64,), (x, counters(), np.int32(3)), 256, cooperative=True)
+    np.testing.assert_array_equal(x, rotated(x0, 3)[:, ::-1] + x0[:, :1])
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
 def test_no_search_accuses_a_right_kernel(search: str, order: str) -> None:
@@ -112,6 +121,15 @@ def test_barriers_and_traffic_are_counted() -> None:
     shared = [p for p in launches[1].places if p.buffer == "shared memory"]
     assert shared
     assert all(p.wavefronts == p.least_wavefronts for p in shared)
+
+
+def test_requests_end_at_the_barriers_of_their_own_block() -> None:
+    x, y = emulator.asarray(whole_numbers(3, 64)), emulator.zeros((3, 64), np.int32)
+    with counting() as launches:
+        launch("by_turns", 3, 64, x, y, counters(), np.int32(6))
+    np.testing.assert_array_equal(y, 3 * np.asarray(x))
+    requests = {p.access: p.requests for p in launches[0].places if p.buffer in "xy"}
+    assert requests == {"load": 3 * 2 * 6, "store": 3 * 2}  # blocks, warps, turns
 
 
 def test_many_threads_at_once() -> None:

@@ -35,6 +35,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     (launch,) = read(tmp_path, GOOD)
     assert (launch.kernel, launch.grid, launch.block, launch.shared) == ("saxpy<float>", (4, 2), (256,), 64)
     assert launch.place == "k.toml"
+    assert not launch.cooperative
+    (together,) = read(tmp_path, GOOD.replace("shared = 64", "cooperative = true"))
+    assert together.cooperative
     x, out, a, n, none = launch.arguments
     assert (x.name, x.dtype, x.shape, x.fill) == ("x", "float32", (1000,), "normal")
     assert (out.dtype, out.shape, out.fill) == ("float64", (2, 3), "output")
@@ -122,10 +125,11 @@ def test_several_launches_and_several_kernels(tmp_path: Path) -> None:
         ("grid = [4, 2]", "grid = 2.5", "k.toml: grid: expected 1 to 3 whole numbers from 1 up, got 2.5"),
         ("block = 256", "blok = 256", "k.toml: block is missing"),
         ("shared = 64", "shared = -1", "k.toml: shared: expected a number of bytes, got -1"),
+        ("shared = 64", "cooperative = 1", "k.toml: cooperative: expected true or false, got 1"),
         (
             "shared = 64",
             "shard = 64",
-            "k.toml: expected the keys kernel, grid, block, shared, args, got 'shard'",
+            "k.toml: expected the keys kernel, grid, block, shared, cooperative, args, got 'shard'",
         ),
         ('"saxpy<float>"', "3", 'k.toml: kernel: expected a C++ name such as "saxpy<float>", got 3'),
         ('"normal"', '"gauss"', "k.toml: args[0]: fill: expected one of zeros, ones, arange, normal"),

@@ -23,6 +23,7 @@ TWINS = [case for case in CASES if not is_fault(case[1].kernel)]
 QUICK = {  # one or two of each kind
     *("static_shared", "misaligned_vector", "missing_barrier", "plain_sum_of_blocks", "last_block_sums"),
     *("unwritten_static", "copy_without_wait", "divergent_barrier", "deadlock", "compaction"),
+    *("grid_without_barrier", "block_leaves"),
 }
 
 

@@ -51,24 +51,38 @@ __global__ void gather_sums(const float* x, float* exchanged, float* y, unsigned
 // pairs of blocks meet, each with a counter of its own, and then all of them
 __global__ void pairs_then_all(int* x, int* y, unsigned* counters) {
   if (threadIdx.x == 0) x[blockIdx.x] = blockIdx.x + 1;
-  const int pair = blockIdx.x / 2;
+  const int pairs = gridDim.x / 2, pair = blockIdx.x % pairs;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
     const unsigned arrived = atomicAdd(&counters[1 + pair], 1u);
+    volatile unsigned* both_arrived = &counters[1 + pair];
 #ifdef HANDGRAD_EMULATED
     emulated::grid_meeting(&counters[1 + pair], arrived == 1, "pair", emulated::Site::here());
+    if (*both_arrived < 2) x[blockIdx.x] = -1000;  // let go too early
+#else
+    while (*both_arrived < 2) {}
 #endif
-    while (*static_cast<volatile unsigned*>(&counters[1 + pair]) < 2) {}
   }
   __syncthreads();
   __threadfence();
-  const int both = x[2 * pair] + x[2 * pair + 1];
+  const int both = x[pair] + x[pair + pairs];
   grid_barrier(counters, gridDim.x);  // all have read
   if (threadIdx.x == 0) x[blockIdx.x] = both;
   grid_barrier(counters, gridDim.x);  // all have written
   if (threadIdx.x == 0)
     for (int b = 0; b < gridDim.x; ++b) y[blockIdx.x] += x[b];
+}
+
+// half of each warp reads between two barriers, and the other half between the next two
+__global__ void by_turns(const int* x, int* y, unsigned* counter, int rounds) {
+  const int own = blockIdx.x * blockDim.x + threadIdx.x;
+  int sum = 0;
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x / 16 % 2 == round % 2) sum += x[own];
+    grid_barrier(counter, gridDim.x);  // a turn is over
+  }
+  y[own] = sum;
 }
 
 // without the fences no block knows what another wrote

@@ -160,3 +160,16 @@ __global__ void barrier_before_wait(const float* x, float* y) {
   if (!FAULT) __syncthreads();  // every copy has landed
   for (int i = 4 * threadIdx.x; i < 4 * threadIdx.x + 4; ++i) y[i] = s[63 - i];  // FAULT barrier_before_wait read
 }
+
+// blocks exchange values; without the second barrier one block writes what another has yet to read
+template <bool FAULT>
+__global__ void grid_without_barrier(float* x, unsigned* counter) {
+  const int own = blockIdx.x * blockDim.x + threadIdx.x;
+  const int next = (blockIdx.x + 1) % gridDim.x * blockDim.x + threadIdx.x;
+  for (int round = 0; round < 3; ++round) {
+    const float value = x[next];  // FAULT grid_without_barrier
+    grid_barrier(counter, gridDim.x);  // all have read
+    x[own] = value + 1;  // FAULT grid_without_barrier
+    if (!FAULT) grid_barrier(counter, gridDim.x);  // all have written
+  }
+}

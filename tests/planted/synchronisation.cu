@@ -57,3 +57,11 @@ __global__ void lanes_that_do_not_exist(const float* x, float* y) {
   const unsigned mask = FAULT || threadIdx.x < 32 ? 0xffffffffu : 0xffffu;
   y[threadIdx.x] = __shfl_sync(mask, x[threadIdx.x], 0);  // FAULT lanes_that_do_not_exist
 }
+
+// a block that returns before the others' barrier
+template <bool FAULT>
+__global__ void block_leaves(float* x, unsigned* counter) {
+  if (FAULT && blockIdx.x == 1) return;
+  grid_barrier(counter, gridDim.x);  // FAULT block_leaves
+  x[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+}

@@ -367,26 +367,37 @@ def _buffers(layout: Layout, arrays: StepArrays) -> dict[str, Array]:
 # ---- catalogue -------------------------------------------------------------------------------------------
 
 
+# Every rule, loss and activation; both kinds of X, of loads and of places of the slices.
+INSTANCES: tuple[dict[str, Any], ...] = (
+    {"C": 10, "loss": "cross_entropy"},
+    {"C": 10, "loss": "cross_entropy", "rule": "Momentum", "inputs": "uint8"},
+    {"C": 10, "loss": "cross_entropy", "rule": "Adam", "inputs": "uint8", "activation": "tanh"},
+    {"C": 1, "loss": "mse"},
+    {"C": 1, "loss": "mse", "output": "sigmoid", "rule": "Adam", "activation": "sigmoid"},
+    {"C": 1, "loss": "bce", "rule": "Momentum", "activation": "softplus"},
+    {"C": 3, "loss": "hinge", "activation": "identity"},
+)
+
+
+def is_wide(number: int) -> bool:
+    """Whether instance ``number`` reads X by 16 bytes of the parameters' type."""
+    return number % 3 != 2
+
+
+def is_kept(number: int) -> bool:
+    """Whether instance ``number`` has its slices in shared memory."""
+    return number % 2 == 0
+
+
 def _instances() -> tuple[str, ...]:
-    """Every rule, loss and activation in each dtype; both kinds of X, of loads and of places of slices."""
-    shape: dict[str, Any] = {"N": 64, "D": 784, "H": 128}
-    chosen = (
-        {"C": 10, "loss": "cross_entropy"},
-        {"C": 10, "loss": "cross_entropy", "rule": "Momentum", "inputs": "uint8"},
-        {"C": 10, "loss": "cross_entropy", "rule": "Adam", "inputs": "uint8", "activation": "tanh"},
-        {"C": 1, "loss": "mse", "rule": "Sgd"},
-        {"C": 1, "loss": "mse", "output": "sigmoid", "rule": "Adam", "activation": "sigmoid"},
-        {"C": 1, "loss": "bce", "rule": "Momentum", "activation": "softplus"},
-        {"C": 3, "loss": "hinge", "rule": "Sgd", "activation": "identity"},
-    )
     found = []
     for dtype in checks.FLOATS:
         wide = VECTOR_BYTES // dtype.itemsize
-        for number, settings in enumerate(chosen):
-            given = {"inputs": dtype.name, **shape, **settings}
+        for number, settings in enumerate(INSTANCES):
+            given = {"N": 64, "D": 784, "H": 128, "inputs": dtype.name, **settings}
             problem = Problem(**given, dtype=dtype.name, precision=dtype.name)
-            found.append(kernel_of(problem, 1 if number % 3 == 2 else wide, number % 2 == 0).expression)
-    return tuple(dict.fromkeys(found))
+            found.append(kernel_of(problem, wide if is_wide(number) else 1, is_kept(number)).expression)
+    return tuple(found)
 
 
 def _bytes(count: int, D: int, H: int, C: int, itemsize: int = 4, rule: str = "Sgd") -> dict[str, int]:

@@ -36,7 +36,7 @@ from handgrad.proof.machine_code import ARCHITECTURES, load_nvrtc
 
 SNAPSHOT = Path(__file__).with_name("budgets.json")
 
-MOST_KERNELS = 64
+MOST_KERNELS = 44
 FMA_SHARE = 0.95  # of TM TN / (TM + TN), the multiply-adds that a tile allows for each shared element loaded
 
 SINGLE, DOUBLE = (np.dtype(np.float32), np.dtype(np.float64))
@@ -62,7 +62,11 @@ EPOCHS = tuple(
 )
 
 # (expression, architecture) of the kernels that may spill, and why.
-SPILLS_LET_PASS: dict[tuple[str, str], str] = {}
+SPILLS_LET_PASS: dict[tuple[str, str], str] = {
+    ("two_layer_step<MmaTile<SplitTf32, 7, 7, 4, 2>, float, Relu, MeanSquaredError<Identity>, 4>", "sm_90"): (
+        "both parts of its operands beside the accumulators of dW1: 12 words a thread, none on the others"
+    ),
+}
 
 
 # ---- the kernels watched ---------------------------------------------------------------------------------
@@ -136,10 +140,6 @@ def fused_kernels() -> list[Kernel]:
 
 def _function(kernel: Kernel) -> str:
     return kernel.expression.split("<")[0]
-
-
-def _tiles(kernel: Kernel) -> list[linear.Tile]:
-    return [tile for tile in linear.TILES if tile.cpp in kernel.expression]
 
 
 def _width(tile_side: int, side: int = 0) -> int:

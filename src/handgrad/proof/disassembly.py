@@ -53,7 +53,7 @@ Code = tuple[Instruction, ...]
 
 @dataclass(frozen=True)
 class MainLoop:
-    """The loop with the most multiply-adds outside of loops inside it, and what every turn of it executes.
+    """The innermost loop with the most multiply-adds, and what every turn of it executes.
 
     ``fma`` and ``shared_words`` count what no branch and no predicate skips: multiply-adds, and the elements
     of their type that shared loads bring (float32: LDS 1, LDS.64 2, LDS.128 4).  ``shared_words_sometimes``
@@ -304,25 +304,19 @@ def _computes_with_floats(instruction: Instruction) -> bool:
 
 
 def _main_loop(found: Sequence[Loop]) -> MainLoop | None:
-    """Of the loop with the most multiply-adds, those in the loops inside it not counted."""
-    own = [_without_inner(loop, found) for loop in found]
-    chosen = max(own, key=lambda loop: _multiply_adds(loop.code), default=None)
-    if chosen is None or not _multiply_adds(chosen.code):
+    busy = [loop for loop in found if _multiply_adds(loop.code)]
+    innermost = [
+        loop
+        for loop in busy
+        if not any(other is not loop and set(other.code) < set(loop.code) for other in busy)
+    ]
+    chosen = max(innermost, key=lambda loop: _multiply_adds(loop.code), default=None)
+    if chosen is None:
         return None
     itemsize = 8 if _number(chosen.code, "DFMA") > sum(map(_ffma, chosen.code)) else 4
     always = [one for one in chosen.every_turn if not one.predicate]
     words = _shared_words(always, itemsize)
     return MainLoop(_multiply_adds(always), words, _shared_words(chosen.code, itemsize) - words)
-
-
-def _without_inner(loop: Loop, found: Sequence[Loop]) -> Loop:
-    """The loop without what the loops inside it repeat."""
-    whole = set(loop.code)
-    inside: set[Instruction] = set()
-    for other in found:
-        if set(other.code) < whole:
-            inside.update(other.code)
-    return Loop(*(tuple(one for one in part if one not in inside) for part in (loop.code, loop.every_turn)))
 
 
 def _multiply_adds(code: Iterable[Instruction]) -> int:

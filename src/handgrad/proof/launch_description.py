@@ -6,6 +6,7 @@
     grid = [4]                       # one to three sizes, or a number
     block = [256]
     shared = 0                       # bytes of dynamic shared memory; may be left out
+    cooperative = false              # whether all blocks are resident at once; may be left out
     args = [
         { dtype = "float32", shape = [1000], fill = "normal" },    # an array
         { dtype = "float32", shape = [1000], fill = "output" },
@@ -41,7 +42,7 @@ FILLS = ("zeros", "ones", "arange", "normal", "uniform", "integers", "output", "
 # By itemsize, what memory holds that nobody wrote.
 POISON = {1: 0xBA} | {size: patterns[0] for size, patterns in watched.POISON.items()}
 
-_LAUNCH_KEYS = ("kernel", "grid", "block", "shared", "args")
+_LAUNCH_KEYS = ("kernel", "grid", "block", "shared", "cooperative", "args")
 _ARGUMENT_KEYS = ("name", "dtype", "shape", "fill", "value", "low", "high", "null")
 
 
@@ -98,6 +99,7 @@ class LaunchDescription:
     shared: int
     arguments: tuple[Argument, ...]
     place: str
+    cooperative: bool = False
 
     def make_arguments(self, xp: ModuleType) -> list[Any]:
         """Arrays on the array module ``xp``, NumPy scalars and None, the same ones every time."""
@@ -146,12 +148,17 @@ def _launches(table: Mapping[str, Any], place: str) -> tuple[LaunchDescription, 
     shared = table.get("shared", 0)
     if not _is_whole(shared) or shared < 0:
         raise ValueError(f"{place}: shared: expected a number of bytes, got {shared!r}")
+    cooperative = table.get("cooperative", False)
+    if not isinstance(cooperative, bool):
+        raise ValueError(f"{place}: cooperative: expected true or false, got {cooperative!r}")
     arguments = table["args"]
     if not isinstance(arguments, list):
         raise ValueError(f"{place}: args: expected a list of tables, got {arguments!r}")
     grid, block = _sizes(table["grid"], f"{place}: grid"), _sizes(table["block"], f"{place}: block")
     made = tuple(_argument(one, f"{place}: args[{number}]") for number, one in enumerate(arguments))
-    return tuple(LaunchDescription(kernel.strip(), grid, block, shared, made, place) for kernel in kernels)
+    return tuple(
+        LaunchDescription(kernel.strip(), grid, block, shared, made, place, cooperative) for kernel in kernels
+    )
 
 
 def _argument(table: Any, place: str) -> Argument:

@@ -298,6 +298,7 @@ def profile_file(source: Path, description: Path) -> list[Profile]:
     found = []
     for one in launches:
         with counting() as counted:
-            emulator.launch(source, one.kernel, one.grid, one.block, one.make_arguments(emulator), one.shared)
+            made = one.make_arguments(emulator)
+            emulator.launch(source, one.kernel, one.grid, one.block, made, one.shared, one.cooperative)
         found += [Profile(counts) for counts in counted]
     return found

@@ -41,10 +41,12 @@ def step(
     loss: str,
     reduction: str,
     precision: str = "",
+    second: str = "",
 ) -> Step:
     """One step; ``parameters``: W1, W2, and b1, b2 where there is a bias.
 
-    ``precision``: "tf32", "3xtf32" or "bfloat16" where X W1 and Xᵀ dZ1 are products of operands so rounded.
+    ``precision``: "tf32", "3xtf32" or "bfloat16" where X W1 and Xᵀ dZ1 are products of operands so rounded;
+    ``second``: the same of A1 W2, A1ᵀ dZ2 and dZ2 W2ᵀ.
     """
     exact = {name: reference.exact(value) for name, value in parameters.items()}
     p = X.precision
@@ -53,7 +55,8 @@ def step(
     if "b1" in exact:
         Z1 = Z1 + exact["b1"]
     A1 = _forward(Z1, activation)
-    Z2 = product(A1, exact["W2"])
+    W2 = operand(exact["W2"], second)
+    Z2 = product(operand(A1, second), W2)
     if "b2" in exact:
         Z2 = Z2 + exact["b2"]
     N, C = Z2.value.shape
@@ -62,9 +65,9 @@ def step(
     if reduction == "mean":
         scale = Bounded.constant(1.0 / count, p) if count else Bounded.exact(math.nan, p)
     total, dZ2 = _loss(Z2, y, loss, output, scale)
-    dZ1 = _backward(Z1, A1, product(dZ2, exact["W2"].T), activation)
+    dZ1 = _backward(Z1, A1, product(operand(dZ2, second), W2.T), activation)
     gradients = {"W1": product(X.T, operand(dZ1, precision)), "b1": dZ1.sum(axis=0)}
-    gradients |= {"W2": product(A1.T, dZ2), "b2": dZ2.sum(axis=0)}
+    gradients |= {"W2": product(operand(A1, second).T, operand(dZ2, second)), "b2": dZ2.sum(axis=0)}
     return Step(total * scale, {name: gradients[name] for name in parameters}, A1, dZ1)
 
 

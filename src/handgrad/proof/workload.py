@@ -62,7 +62,9 @@ def of_launch(source: Path, description: LaunchDescription) -> Workload:
 
 def _run_launch(source: Path, described: LaunchDescription) -> Outcome:
     made = described.make_arguments(emulator)
-    emulator.launch(source, described.kernel, described.grid, described.block, made, described.shared)
+    geometry = (described.grid, described.block)
+    more = (described.shared, described.cooperative)
+    emulator.launch(source, described.kernel, *geometry, made, *more)
     names = parameter_names(source.read_text(), described.kernel)
     results, problems = [], []
     for position, (argument, array) in enumerate(zip(described.arguments, made, strict=True)):

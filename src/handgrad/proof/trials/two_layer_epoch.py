@@ -13,6 +13,7 @@ from handgrad.ops import activation as activation_op
 from handgrad.ops import loss as loss_op
 from handgrad.ops import two_layer_epoch
 from handgrad.ops.two_layer import Problem, StepArrays
+from handgrad.ops.two_layer_epoch import INSTANCES
 from handgrad.parameters import FlatParameters
 from handgrad.proof import reference, two_layer_reference
 from handgrad.proof.covering import pairwise
@@ -24,6 +25,7 @@ from handgrad.proof.trials.trial import Trial
 Host = NDArray[Any]
 
 RULES = ("sgd, decay", "momentum", "nesterov", "adam, decay")  # of SETTINGS
+OF_RULE = {"Sgd": "sgd, decay", "Momentum": "momentum", "Adam": "adam, decay"}
 PIXELS = (2 / 255, -1.0)  # scale and shift of uint8
 BATCHES = 2  # whole ones; a shorter one follows
 
@@ -176,7 +178,19 @@ def epoch_trials(dtype: str, quick: bool) -> list[Trial]:
         trials.append(_trial(dtype, 9, 24, 12, 3, **scheduled, sms=sms, schedules=True))
         for kind in ("unknown label", "not a number"):
             trials.append(_trial(dtype, 9, 24, 12, 3, **scheduled, sms=sms, kind=kind))
+    if not quick:
+        trials += [_instance(dtype, number, settings) for number, settings in enumerate(INSTANCES)]
     return trials
+
+
+def _instance(dtype: str, number: int, settings: dict[str, Any]) -> Trial:
+    """The instantiation that the catalogue lists."""
+    chosen = dict(settings)
+    shape = (9, 24 if two_layer_epoch.is_wide(number) else 23, 12, chosen.pop("C"))
+    setting = OF_RULE[chosen.pop("rule", "Sgd")]
+    sms = 0 if two_layer_epoch.is_kept(number) else 1
+    keywords: dict[str, Any] = {"activation": "relu", "sms": sms, **chosen}
+    return _trial(dtype, *shape, setting=setting, **keywords)
 
 
 def _trial(dtype: str, N: int, D: int, H: int, C: int, *, schedules: bool = False, **keywords: Any) -> Trial:

@@ -28,6 +28,7 @@ SHAPES = (  # N, D, H, C: every tile of either kernel; ragged sides; several spl
     (33, 784, 128, 10),
     (1000, 20, 3, 10),
     (127, 130, 17, 1),
+    (5, 8200, 128, 2),
 )
 QUICK_SHAPES = SHAPES[:4]
 

@@ -29,11 +29,13 @@ PIXELS = (2 / 255, -1.0)  # scale and shift of uint8
 def path_step(
     m: Memory, path: ModuleType, problem: Problem, *,
     kind: str = "normal", x: str = "aligned", y: str = "aligned", sms: int = 0,
+    second: str = "",
 ) -> list[Output]:  # fmt: skip
     """One step with the rule Store: the gradient in its flat buffer, and the loss.
 
     ``kind``: "normal" numbers; "integers" whose products and sums are exact; "special" rows of X with NaN and
     infinities; "huge" logits; "dead" hidden units; "unknown label" in the first and the last row.
+    ``second``: the precision of the second layer's products, where it is that of the first.
     ``sms``: laid out for as many multiprocessors, 0 for those of the device.
     """
     device = device_limits(m.xp)
@@ -76,7 +78,7 @@ def path_step(
     def expected() -> two_layer_reference.Step:
         given = two_layer_reference.inputs(X, p.dtype, scale, shift)
         return two_layer_reference.step(
-            given, targets, values, p.activation, p.output, p.loss, p.reduction, p.precision
+            given, targets, values, p.activation, p.output, p.loss, p.reduction, p.precision, second
         )
 
     def whole() -> Bounded:

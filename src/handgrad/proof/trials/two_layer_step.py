@@ -59,6 +59,7 @@ def step_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
     if not quick:
         rows.append({"N": 150, "D": 20, "H": 10, "C": 2, "loss": "mse", "schedules": True})
+        rows.append({"N": 20, "D": 112, "H": 64, "C": 2, "loss": "mse", "activation": "tanh"})
         rows.append({"N": 1100, "D": 30, "H": 40, "C": 2, "loss": "cross_entropy", "sms": 3})
     rows = [{**types, **row} for row in rows]
     pixels = {**types, "inputs": "uint8", "loss": "cross_entropy"}
@@ -72,7 +73,7 @@ def step_trials(dtype: str, quick: bool) -> list[Trial]:
 def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
     """Every tile in every precision; kinks of the activation are left to float32, where rounding is small."""
     rows: list[dict[str, Any]] = []
-    shapes = ((100, 20, 10, 3), (40, 300, 50, 2), (33, 1000, 31, 1), (50, 783, 49, 10))
+    shapes = ((100, 20, 10, 3), (40, 300, 50, 2), (33, 1000, 31, 1), (50, 783, 49, 10), (20, 1000, 32, 1))
     for i, precision in enumerate(("tf32", "3xtf32", "bfloat16")):
         for j, shape in enumerate(shapes[:2] if quick else shapes):
             loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
