@@ -184,7 +184,6 @@ struct MmaTile {
 #pragma unroll
     for (int i = 0; i < MT; ++i) {
       if (first + i * PASS_ROWS >= D) break;  // the same in every lane of the warp
-      if constexpr (PRECISION::RELOADS) __syncwarp();  // else the compiler keeps all of dZ1 in registers, split
 #pragma unroll
       for (int q0 = 0; q0 < 2; q0 += Q) {
         float a[Q][4];
@@ -194,6 +193,7 @@ struct MmaTile {
         const Left left(a);
 #pragma unroll
         for (int j = 0; j < NT; ++j) {
+          if constexpr (PRECISION::RELOADS) __syncwarp();  // else the compiler fetches all of dZ1 first
           float b[Q][2];
 #pragma unroll
           for (int e = 0; e < 2 * Q; ++e)

@@ -42,8 +42,8 @@ BUFFERS = {
     "x": "X",
     "w": "parameters",
     "partials, b2_partials": "partials",
-    "state1": "momentum",
-    "state2": "second_moment",
+    "state1": "state",
+    "state2": "state",
 }
 
 

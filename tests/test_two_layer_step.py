@@ -14,6 +14,7 @@ from handgrad.kernel import Kernel, catalogue
 from handgrad.ops import two_layer_step, two_layer_step_tiles
 from handgrad.ops.optimizer import SGD, Adam
 from handgrad.ops.two_layer import Problem
+from handgrad.proof import budgets
 from handgrad.proof.correctness import compare
 from handgrad.proof.counters import global_traffic, shared_traffic
 from handgrad.proof.guarded import Memory
@@ -281,3 +282,9 @@ def test_the_catalogue_lists_few_and_has_every_tile():
         for ROWS, TM, TN in shapes:
             cpp = {"float32": "float", "float64": "double"}[dtype]
             assert any(f"FmaTile<{cpp}, {ROWS}, {TM}, {TN}, " in e for e in entry.expressions)
+
+
+def test_tensor_core_tiles_are_watched_and_use_tensor_cores():
+    rows = [row for row in budgets.read_snapshot() if "MmaTile" in row.kernel and row.arch != "sm_75"]
+    assert len({row.kernel for row in rows}) == 3
+    assert all(row.hmma > 0 and row.spill_stores == 0 for row in rows)

@@ -194,20 +194,30 @@ def weight(
 
 def representative() -> list[Problem]:
     """Of every tile, precision, type of X, activation and loss, and of both widths of loads; small ones."""
-    wide, deep = (1000, 36, 1024), (70, 100, 132)  # N, D, H: wide tiles of A1, of dW1
-    found = []
-    for precision in ("float32", *TENSOR):
-        make = partial(Problem, loss="cross_entropy", precision=precision)
-        for shape, C in ((wide, 10), (deep, 10), (deep, 20), ((40, 19, 33), 17), ((40, 36, 32), 4)):
-            found.append(make(*shape, C))
-    for dtype, names in (("float32", activation_op.NAMES), ("float64", ("relu", "softplus"))):
+    wide, deep, odd, small = (1000, 36, 1024), (70, 100, 132), (40, 19, 33), (40, 36, 32)  # N, D, H
+    shapes = {
+        "float32": ((wide, 10), (deep, 10), (deep, 20), (odd, 17), (small, 4)),
+        "tf32": ((wide, 10), (deep, 20), (small, 4)),
+        "3xtf32": ((wide, 10), (deep, 10), (odd, 17)),
+        "bfloat16": ((wide, 10), (deep, 20), (odd, 17)),
+    }
+    pixels = (("hinge", 35, 10), ("bce", 36, 40), ("bce", 36, 3), ("hinge", 36, 33))  # loss, D, C
+    found = [
+        Problem(*shape, C, loss="cross_entropy", precision=precision)
+        for precision, chosen in shapes.items()
+        for shape, C in chosen
+    ]
+    for dtype, names, losses in (
+        ("float32", activation_op.NAMES, pixels),
+        ("float64", ("relu", "softplus"), pixels[:2]),
+    ):
         make = partial(Problem, dtype=dtype, precision=dtype)
         for name in names:
             found.append(make(65, 36, 64, 16, activation=name, output=name, inputs=dtype))
-        for loss, D, C in (("bce", 36, 3), ("hinge", 35, 10), ("hinge", 36, 33), ("bce", 36, 40)):
+        for loss, D, C in losses:
             found.append(make(65, D, 64, C, loss=loss, inputs="uint8"))
     make = partial(Problem, dtype="float64", precision="float64", inputs="float64", loss="cross_entropy")
-    return [*found, make(40, 19, 33, 17), make(40, 36, 32, 4)]
+    return [*found, make(*odd, 17), make(*small, 4)]
 
 
 def _expressions(which: str) -> tuple[str, ...]:

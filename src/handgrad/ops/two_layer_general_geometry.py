@@ -64,7 +64,7 @@ LONG = FmaTile(64, 128, 8, 8, 8)  # of the second layer, above 16 columns
 NARROW = FmaTile(128, 32, 16, 8, 4)  # up to 32 columns
 SKINNY = FmaTile(128, 16, 16, 4, 4)  # up to 16
 SHORT = FmaTile(64, 16, 16, 2, 4)  # the same in float64
-SMALL = FmaTile(64, 32, 16, 4, 4)  # of the second layer in float64, above 16 columns
+SMALL = FmaTile(64, 32, 16, 4, 4)  # of float64, where registers are short
 SLIM = FmaTile(128, 4, 16, 4, 1)  # up to 4
 
 
@@ -75,6 +75,8 @@ def choose_tile(rows: int, columns: int, precision: str, split: bool = False, le
     ``lean``: its kernel needs registers for other things.
     """
     tensor = precision in TENSOR
+    if lean and precision == "float64":
+        return SMALL
     if columns <= NARROW.BN:
         return MmaTile(precision, 128, 32, 16, 32, 32) if tensor else NARROW
     wide_tiles = -(-rows // WIDE.BM) * -(-columns // WIDE.BN)
