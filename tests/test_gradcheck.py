@@ -9,7 +9,6 @@ from small_networks import needs_compiler
 
 import handgrad as hg
 from handgrad import emulator, ops
-from handgrad import network as network_module
 from handgrad.arrays import to_device
 from handgrad.gradients.gradcheck import gradcheck
 from handgrad.network import MLP
@@ -127,27 +126,9 @@ def test_every_planted_fault_fails_for_every_activation_and_loss(monkeypatch, fa
     fails_on(monkeypatch, fault, ALL_PAIRS)
 
 
-def layer_by_layer(net, X, y, out, input_grad):
-    """The network's gradients through the layer functions, where the faults are planted."""
-    layers = [
-        (net.parameters[f"W{k}"], net.parameters[f"b{k}"], net.activation if k < net.layers else "identity")
-        for k in range(1, net.layers + 1)
-    ]
-    values = [X.astype(net.dtype)]
-    for W, b, activation in layers:
-        values.append(linear.forward(values[-1], W, b, activation))
-    loss, dZ = ops.loss.forward_backward(values[-1], y, net.loss_name, net.output, net.reduction)
-    for k in range(net.layers, 0, -1):
-        linear.backward_weight(values[k - 1], dZ, out[f"W{k}"], out[f"b{k}"])
-        if k > 1:
-            dZ = linear.backward_input(dZ, layers[k - 1][0], values[k - 1], net.activation)
-    return loss
-
-
 def fails_on(monkeypatch, fault, pairs):
     X, sizes = random(7, 3), (3, 5, 4)
     plant(monkeypatch, fault)
-    monkeypatch.setattr(network_module.host, "loss_and_grad", layer_by_layer)
     for activation, loss in pairs:
         net = network(activation, loss, sizes=sizes)
         y = targets(loss, 7, 4)

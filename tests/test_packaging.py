@@ -144,7 +144,7 @@ def test_the_metadata(wheel):
     assert "License-Expression: MIT AND CC-BY-SA-3.0" in lines
     assert "Requires-Python: >=3.11" in lines
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"cuda12x", "cuda13x", "emulator", "test", "peers", "machine-code"}
+    assert extras == {"cuda12x", "cuda13x", "emulator", "mpi", "test", "fuzz", "peers", "machine-code"}
     (entry_points,) = (data.decode() for name, data in inside.items() if name.endswith("entry_points.txt"))
     assert "handgrad = handgrad.cli:main" in entry_points
 
