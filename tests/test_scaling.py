@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import refused, report
 
 from handgrad.distributed import scaling
 from handgrad.distributed.scaling import LINKS, Link, Problem, best_ranks, predict
@@ -68,3 +69,20 @@ def test_a_machine_without_mpiexec_is_told(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(RuntimeError, match=r"no mpiexec found; pip install 'handgrad\[mpi\]'"):
         scaling._run(SMALL, 2)
+
+
+def test_the_command():
+    pytest.importorskip("mpi4py", reason="needs the extra mpi")
+    if not Path(sys.executable).with_name("mpiexec").exists():
+        pytest.skip("no mpiexec beside this Python")
+    found = report("bench", "--scaling", "--shape", "64,20,10,3")
+    assert found["problem"]["batch_size"] == 64
+    assert found["problem"]["sizes"] == [20, 10, 3]
+    assert [row["ranks"] for row in found["ranks"]][:2] == [1, 2]
+    assert all(row["seconds"] > 0 for row in found["ranks"])
+
+
+def test_the_command_takes_one_shape_with_classes():
+    twice = ("--shape", "64,20,10,3", "--shape", "64,20,10,4")
+    assert "--scaling: expected one --shape" in refused("bench", "--scaling", *twice)
+    assert "--shape: expected at least 2 output units" in refused("bench", "--scaling", "--shape", "9,8,7,1")

@@ -76,6 +76,10 @@ def bench(
             "its bound and against other libraries, every kernel against NumPy. Under ten minutes.",
         ),
     ] = False,
+    by_ranks: Annotated[
+        bool,
+        typer.Option("--scaling", help="A data-parallel step by the number of ranks; needs handgrad[mpi]."),
+    ] = False,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +128,11 @@ def bench(
         raise wrong("--seconds", "a number above 0", seconds)
     check_out(out_directory)
     out = console(as_json)
+    if by_ranks:
+        from handgrad.cli.bench_ranks import bench_ranks
+
+        bench_ranks(out, shape or (), device or (), as_json)
+        return
     if full:
         from handgrad.cli.acceptance import acceptance
 
