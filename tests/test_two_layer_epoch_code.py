@@ -23,6 +23,9 @@ PARAMETERS = (
     *("partial_Z1", "partial_Z2", "slices", "barrier"),
 )
 CONSTANT = {"X", "y", "order", "trainable", "hyperparameters"}  # nobody writes these
+pytestmark = pytest.mark.skipif(
+    machine_code.wheel_folder() is None, reason="NVRTC is not installed: pip install 'handgrad[machine-code]'"
+)
 REGISTER = re.compile(r"%\w+")
 
 
