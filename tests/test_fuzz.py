@@ -91,7 +91,7 @@ def test_truncated_at_every_place(reader, folder):
 def test_damaged_files_are_refused_in_one_line(reader, folder):
     wholes = reader.wholes()
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(wholes), st.lists(edits(), min_size=1, max_size=3))
     @example(b"", [])
     def every(whole, changes):

@@ -308,7 +308,7 @@ def test_json_is_a_list_of_rows():
     )
     assert {row["kernel"].split("<")[0] for row in rows} == {"loss_rows", "reduce_partials"}
     assert all(row["arch"] == "sm_90" and row.keys() >= ROW for row in rows)
-    row = next(row for row in rows if row["kernel"] == "loss_rows<float, Hinge, 16>")
+    row = next(row for row in rows if row["kernel"] == "loss_rows<float, CrossEntropy, 16>")
     assert row["spill_stores"] == row["local_loads"] == row["float_atomics"] == row["hmma"] == 0
     assert 16 <= row["registers"] <= 64
     assert row["shared_bytes"] == 8 * 4 + 4  # a sum for each warp, and the ticket
