@@ -21,6 +21,7 @@ from handgrad.benchmark.runners import Runner, Unavailable, make
 from handgrad.benchmark.workloads import Problem, Workload
 
 WARM_UP_SECONDS = 0.2
+PAUSE_SECONDS = 0.1  # before a sample; OpenBLAS lets its threads wait for about 0.03
 ONE_THREAD_BELOW = 1e9  # operations of a repetition: above, more threads always pay and one is not tried
 
 
@@ -82,7 +83,12 @@ class Session:
         return float(np.median(taken[len(taken) // 2 :]))
 
     def sample(self, repetitions: int) -> float:
-        """Seconds a repetition: one untimed after the others' turns, then ``repetitions`` together."""
+        """Seconds a repetition: a pause, one untimed, then ``repetitions`` together.
+
+        BLAS threads keep a core busy for a while after a product, in the hope of another: those of the one
+        before, and this library's own after its square product.  The pause lets them fall asleep.
+        """
+        time.sleep(PAUSE_SECONDS)
         self.runner.run(1)
         return self._timed(repetitions) / repetitions
 
