@@ -37,6 +37,10 @@ def test_npz_keys(tmp_path: Path, arrays: dict[str, np.ndarray], words: list[str
     says(message(npz(tmp_path, **arrays)), f"{tmp_path / 'd.npz'}: ", *words)
 
 
+def test_a_stored_name_with_a_line_break_stays_in_its_line(tmp_path: Path) -> None:
+    says(message(npz(tmp_path, **{"a\nb": X6})), "X_train and y_train missing (it holds a\\nb)")
+
+
 def test_npz_cut_off_or_damaged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez_compressed(tmp_path / "d.npz", X=rng.normal(size=(50, 9)), y=np.arange(50) % 5)

@@ -39,7 +39,9 @@ def read_npz(path: Path, choose: Callable[[Path, list[str]], dict[str, str]]) ->
     try:
         with zipfile.ZipFile(path) as archive:
             members = {
-                name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")
+                _shown(name.removesuffix(".npy")): name
+                for name in archive.namelist()
+                if name.endswith(".npy")
             }
             for key, stored in choose(path, list(members)).items():
                 arrays[key] = (
@@ -56,6 +58,11 @@ def read_npz(path: Path, choose: Callable[[Path, list[str]], dict[str, str]]) ->
         detail = " ".join(str(error).split())[:120] or "it ends early"
         raise DataError(f"{path}: truncated or damaged, or no .npz ({detail}); save it again") from None
     return arrays
+
+
+def _shown(name: str) -> str:
+    """A name out of a file, fit for a line of text."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def feature_key(path: Path, stored: list[str]) -> dict[str, str]:

@@ -128,6 +128,8 @@ def backward_trials(dtype: str, quick: bool) -> list[Trial]:
     trials = []
     for i, setting in enumerate(SETTINGS):
         for j, (N, D, H, C) in enumerate(sizes):
+            if setting == "adam, beta 0" and j == 2:
+                continue  # some gradients are below their rounding, where g / |g| has no bound
             frozen = list(FROZEN)[(i + j) % len(FROZEN)]
             keywords: dict[str, Any] = {
                 "setting": setting,
