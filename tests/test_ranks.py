@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from command_line import handgrad, succeeds
 from safetensors.numpy import load_file
 from small_networks import needs_compiler
 
+from handgrad.distributed.ranks import _wait_until_read
 from handgrad.resume import listed
 
 pytest.importorskip("mpi4py", reason="needs the extra mpi")
@@ -159,7 +161,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_job():
     program = ("-c", FAULTY.format(fault="raise RuntimeError('the cable is out')"))
     code, _, err = ends(*launch(2, *QUICK, "--out", "run", program=program))
     assert code == 1
-    assert told(err) == ["error: rank 1 of 2: the cable is out"]
+    assert told(err) == ["error: rank 1 of 2: the cable is out"], err
 
 
 def test_ctrl_c_twice_on_one_rank_is_no_hang():
@@ -268,3 +270,16 @@ def is_rank_1(folder: Path) -> bool:
         return here and b"PMI_RANK=1\0" in (folder / "environ").read_bytes()
     except OSError:
         return False
+
+
+def test_the_last_line_is_read_before_the_job_is_aborted():
+    """A launcher that is slow to read."""
+    reading, writing = os.pipe()
+    read: list[str] = []
+    with os.fdopen(reading) as launcher, os.fdopen(writing, "w") as stream:
+        print("the last line", file=stream, flush=True)
+        late = threading.Timer(0.3, lambda: read.append(launcher.readline()))
+        late.start()
+        _wait_until_read(stream)
+        assert read == ["the last line\n"]
+        late.join()

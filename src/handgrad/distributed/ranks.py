@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ LAUNCHERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 DEFAULT_SHARDS = 4  # of the command line, on CPU and emulator, and on GPUs where there are ranks
+READ_SECONDS = 5.0  # that a launcher has, to read the last line
+PASSED_ON_SECONDS = 0.1  # and then to pass it on
 HEAD_START = 1.0  # seconds: of equal failures everywhere, rank 0 reports the one
 
 
@@ -142,8 +145,26 @@ def fail(line: str, code: int) -> NoReturn:
         print(f"error: rank {rank} of {size}: {line}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if world is not None:
+        _wait_until_read(sys.stderr)  # an abort ends the launcher, and with it what it has not read yet
         world.Abort(code)
     os._exit(code)
+
+
+def _wait_until_read(stream: Any) -> None:
+    """Return when the other end of a pipe has read all that was written: at the latest after READ_SECONDS."""
+    try:
+        import fcntl
+        import termios
+
+        deadline = time.monotonic() + READ_SECONDS
+        while time.monotonic() < deadline:
+            (unread,) = struct.unpack("i", fcntl.ioctl(stream.fileno(), termios.FIONREAD, b"\0" * 4))
+            if unread == 0:
+                time.sleep(PASSED_ON_SECONDS)
+                return
+            time.sleep(0.005)
+    except (ImportError, OSError, ValueError, struct.error):  # no pipe, or no system that tells
+        return
 
 
 def _world() -> Any:
