@@ -6,7 +6,7 @@ from devices import network_on
 from golden import make_golden
 from reference_network import assert_within, network
 
-from handgrad.host import arrangement, engine
+from handgrad.host import arrangement
 from handgrad.host.arrangement import Cut
 from handgrad.ops import activation as activation_op
 from handgrad.ops import loss as loss_op
@@ -16,17 +16,13 @@ HEADS = [("mse", output) for output in activation_op.NAMES] + [
 ]
 
 
-def forced(monkeypatch, parts=1, block=7, tile=0, columns=0):
-    """Have the engine work in ``parts`` parts, in blocks of ``block`` rows and tiles of ``tile``.
-
-    ``columns``: in as many shares of the hidden units instead, where there are two layers.
-    """
-    monkeypatch.setattr(engine, "shares", lambda layout, n, flops: columns if layout.layers == 2 else 0)
+def forced(monkeypatch, parts=1, block=7, tile=0):
+    """Have the engine work in ``parts`` parts, in blocks of ``block`` rows and tiles of ``tile``."""
     monkeypatch.setattr(arrangement, "parts", lambda rows, *rest: max(1, min(parts, rows)))
     monkeypatch.setattr(
         arrangement,
         "cut",
-        lambda sizes, rows, itemsize: Cut(
+        lambda sizes, rows, itemsize, shared=False: Cut(
             min(block, rows), *(tuple(tile for _ in sizes[1:]) for _ in range(3))
         ),
     )

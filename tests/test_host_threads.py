@@ -13,9 +13,10 @@ from devices import network_on
 from host_engine import bits, forced, problem
 
 import handgrad as hg
-from handgrad.host import blas, columns, threads, update
+from handgrad.host import arrangement, blas, threads
 from handgrad.host.part import Part
 from handgrad.network import MLP
+from handgrad.ops import optimizer
 
 
 def test_the_same_bits_whoever_works(monkeypatch):
@@ -67,28 +68,28 @@ def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch
         lambda: hg.Adam(0.01, weight_decay=0.1),
     ):
         for frozen in ((), ("W1", "b2")):
-            monkeypatch.setattr(update, "SHARED_LEAST", 10**9)
-            single = trained(make, frozen)
-            monkeypatch.setattr(update, "SHARED_LEAST", 0)
-            monkeypatch.setattr(update, "SHARED_BLOCK", 192)
-            assert trained(make, frozen) == single
+            with monkeypatch.context() as one:
+                one.setattr(blas, "cores", lambda: 1)
+                single = trained(make, frozen)
+            with monkeypatch.context() as several:
+                several.setattr(blas, "cores", lambda: 3)
+                several.setattr(optimizer, "CPU_BLOCK", 384)
+                assert trained(make, frozen) == single
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("sizes", "N", "by_columns"), [((300, 96, 4), 4096, False), ((300, 256, 4), 256, True)]
-)
-def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, sizes, N, by_columns, number):
+def test_the_number_of_threads_does_not_change_a_bit_of_a_step_in_parts(monkeypatch, number):
     def trained():
-        net = MLP(sizes, loss="cross_entropy", device="cpu", seed=1)
-        optimizer = hg.Adam(0.01)
-        losses = [net.train_step(X, y, optimizer).tobytes() for _ in range(3)]
-        assert (net._engine._columns[N] is not None) == by_columns
-        assert by_columns or len(net._engine.parts) == 4
+        net = MLP((300, 96, 4), loss="cross_entropy", device="cpu", seed=1)
+        adam = hg.Adam(0.01)
+        losses = [net.train_step(X, y, adam).tobytes() for _ in range(3)]
+        assert len(net._engine.parts) == 4
         return b"".join(losses) + net.flat_parameters.flat.tobytes() + bits(net, X, y)
 
     random = np.random.default_rng(4)
-    X, y = random.random((N, 300), dtype=np.float32), random.integers(0, 4, N)
+    X, y = random.random((4096, 300), dtype=np.float32), random.integers(0, 4, 4096)
+    monkeypatch.setattr(arrangement, "PARTS_FLOPS", 1e8)
+    monkeypatch.setattr(arrangement, "PART_FLOPS", 1e7)
     monkeypatch.setattr(blas, "machine_cores", lambda: 4)
     expected = trained()
     monkeypatch.setattr(blas.Blas, "threads", lambda self: number)
@@ -210,16 +211,14 @@ def test_blas_keeps_its_threads(monkeypatch):
     with pytest.raises(ValueError, match="y must have shape"):
         net.train_step(X, y[:49], hg.SGD(0.1))
     assert during == [1] * 3
-    forced(monkeypatch, columns=2)
-    real_share = columns._Share.forward
-
-    def forward(self, X):
-        during.append(int(library._library.get_num_threads()))
-        real_share(self, X)
-
-    monkeypatch.setattr(columns._Share, "forward", forward)
-    MLP([30, 40, 2], device="cpu").train_step(X, y, hg.SGD(0.1))
-    assert during == [1] * 5
+    del during[:]
+    monkeypatch.undo()
+    monkeypatch.setattr(Part, "run", run)
+    large = MLP(
+        [500, 400, 2], device="cpu"
+    )  # too small a step for parts, large enough for BLAS's own threads
+    large.train_step(np.ones((50, 500), np.float32), y, hg.SGD(0.1))
+    assert during == [before]
     assert int(library._library.get_num_threads()) == before
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
 from devices import network_on, problem
 from reference_network import assert_within, network
 
-from handgrad.host import arrangement, remembered, tuning
+from handgrad.host import arrangement, blas, remembered, tuning
 from handgrad.host.engine import _blocks
 from handgrad.network import MLP
 
@@ -25,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 def times(monkeypatch, seconds):
     """``seconds(cut)`` stands for the measured time of a row."""
-    monkeypatch.setattr(tuning, "_seconds_per_row", lambda layout, cut: seconds(cut))
+    monkeypatch.setattr(tuning, "_seconds_per_row", lambda layout, cut, clock: seconds(cut))
 
 
 def test_what_is_clearly_better_is_used_and_remembered(monkeypatch, folder):
@@ -111,6 +112,24 @@ def test_a_tuned_network_computes_the_same(loss):
     assert_within(value, bounds["loss"], "loss")
     for name in net.parameters:
         assert_within(gradients[name], bounds[f"d{name}"], name)
+
+
+def test_where_blas_has_its_threads_they_are_measured_and_remembered_apart(monkeypatch):
+    """A step that is left to BLAS's threads: other entries, the time that passes, and BLAS not held."""
+    sizes, seen = (500, 400, 2), []
+    monkeypatch.setattr(
+        tuning, "_seconds_per_row", lambda layout, cut, clock: seen.append((blas.find()._users, clock)) or 1.0
+    )
+    tuned = tuning.tune(MLP(sizes, device="cpu"), 50)
+    assert set(seen) == {(0, time.perf_counter)}
+    assert tuned.cut == tuned.rule == arrangement.rule(sizes, 50, 4, shared=True)
+    assert remembered.find(sizes, 50, 4, shared=True) == json.loads(json.dumps(dataclasses.asdict(tuned.cut)))
+    assert remembered.find(sizes, 50, 4) is None
+    del seen[:]
+    tuning.tune(MLP(SIZES, device="cpu"), 50)
+    if blas.find().controllable:
+        assert set(seen) == {(1, time.thread_time)}
+        assert remembered.find(SIZES, 50, 4) is not None
 
 
 def test_arguments():

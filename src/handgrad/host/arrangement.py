@@ -16,14 +16,19 @@ from handgrad.host import blas, remembered
 
 # OpenBLAS multiplies without packing up to 100³ multiplications (interface/gemm.c, *_small_matrix_permit).
 SMALL_PRODUCT = 1_000_000
+TILED_COLUMNS = 112  # of a product's result; with more, a packed product is as quick as its tiles
 FORWARD_TILES = (48, 24, 12, 8, 4)  # rows that its kernels take without a remainder
 INPUT_TILES = (64, 32, 16, 8, 4)
-WEIGHT_TILES = range(64, 11, -2)  # fewer are slower than a packed product
+WEIGHT_TILES = (48, 24, 16, 12)  # fewer are slower than a packed product
+TURNED_COLUMNS = 32  # up to as many, Aᵀ dZ is quicker in tiles than shared among BLAS's threads
 LEAST_BLOCK, MOST_BLOCK = 96, 4096
 EVEN = 16  # a block is a multiple of as many rows where it can be
-PART_FLOPS = 2.5e7  # below as many a part, waking another thread costs more than it saves
-PART_ROWS = 32
-LONG_PART_ROWS = 256  # of each part where there are more than two
+BLAS_FLOPS = 8e6  # below as many a step, sharing its products among threads costs more than it saves
+PARTS_FLOPS = (
+    3e9  # below as many a step, BLAS's own threads, which stay awake, gain more than parts of its rows
+)
+PART_FLOPS = 1e8  # of a part, at least
+PART_ROWS = 256  # likewise
 MOST_GRADIENT_BYTES = 64 * 2**20  # of all parts together; larger networks leave threads to BLAS
 
 
@@ -38,12 +43,15 @@ class Cut:
 
 
 @functools.lru_cache(maxsize=256)
-def cut(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
-    """How a network of these widths works on a thread's share of ``rows`` rows: as measured, or by rule."""
+def cut(sizes: tuple[int, ...], rows: int, itemsize: int, shared: bool = False) -> Cut:
+    """How a network of these widths works on ``rows`` rows, a thread's share or all: as measured, or by rule.
+
+    ``shared``: BLAS shares each product among its threads.
+    """
     rows = min(rows, MOST_BLOCK)
-    entry = remembered.find(sizes, rows, itemsize)
+    entry = remembered.find(sizes, rows, itemsize, shared)
     measured = None if entry is None else _measured(entry, sizes, rows)
-    return measured or rule(sizes, rows, itemsize)
+    return measured or rule(sizes, rows, itemsize, shared)
 
 
 def _measured(entry: remembered.Entry, sizes: tuple[int, ...], rows: int) -> Cut | None:
@@ -57,22 +65,28 @@ def _measured(entry: remembered.Entry, sizes: tuple[int, ...], rows: int) -> Cut
     return Cut(block, *tiles) if sound else None
 
 
-def rule(sizes: tuple[int, ...], rows: int, itemsize: int) -> Cut:
+def rule(sizes: tuple[int, ...], rows: int, itemsize: int, shared: bool = False) -> Cut:
     """The arrangement that follows from the shape, the BLAS and the cache sizes."""
-    small = blas.find().small_products
-    l2 = cache_bytes(2)
+    small, l2 = blas.find().small_products, cache_bytes(2)
     pairs = list(itertools.pairwise(sizes))
     tiled = [
-        small and d * h * itemsize <= l2 for d, h in pairs
+        small and not shared and h <= TILED_COLUMNS and d * h * itemsize <= l2 for d, h in pairs
     ]  # a larger W would be read anew by every tile
     row_bytes = itemsize * (sizes[0] + 2 * sum(sizes[1:]))
-    block = max(LEAST_BLOCK, min(MOST_BLOCK, 2 * l2 // row_bytes // 48 * 48))
+    block = max(LEAST_BLOCK, min(MOST_BLOCK, int(1.4 * l2) // row_bytes // 48 * 48))
     if not all(tiled):  # packed products pay for themselves on many rows
         block = min(MOST_BLOCK, 4 * block)
     block = even_block(max(1, min(block, rows)), rows)
-    forward = tuple(_fit(FORWARD_TILES, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
-    inputs = tuple(_fit(INPUT_TILES, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
-    weight = tuple(_divide(d, block * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True))
+    forward = tuple(
+        _tile(FORWARD_TILES, block, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True)
+    )
+    inputs = tuple(
+        _tile(INPUT_TILES, block, d * h) if t else 0 for (d, h), t in zip(pairs, tiled, strict=True)
+    )
+    weight = tuple(
+        _tile(WEIGHT_TILES, d, block * h) if t or (small and h <= TURNED_COLUMNS) else 0
+        for (d, h), t in zip(pairs, tiled, strict=True)
+    )
     return Cut(block, forward, weight, inputs)
 
 
@@ -82,16 +96,12 @@ def even_block(most: int, rows: int) -> int:
     return min(most, -(-rows // (number * EVEN)) * EVEN)
 
 
-def _fit(tiles: Sequence[int], multiplications: int) -> int:
-    """The largest tile whose product is small; 0 if none is."""
-    return next((rows for rows in tiles if rows * multiplications <= SMALL_PRODUCT), 0)
-
-
-def _divide(d: int, multiplications: int) -> int:
-    """The largest tile whose product is small, rather one that divides d; 0 if none is."""
-    fitting = [rows for rows in WEIGHT_TILES if rows * multiplications <= SMALL_PRODUCT]
-    dividing = [rows for rows in fitting if d % rows == 0]
-    return next(iter(dividing or fitting), 0)
+def _tile(tiles: Sequence[int], rows: int, multiplications: int) -> int:
+    """The largest tile whose product is small, at so many multiplications a row; 0 if none is, or if the
+    product of all ``rows`` is small."""
+    if rows * multiplications <= SMALL_PRODUCT:
+        return 0
+    return next((tile for tile in tiles if tile * multiplications <= SMALL_PRODUCT), 0)
 
 
 def row_flops(sizes: tuple[int, ...]) -> int:
@@ -101,14 +111,14 @@ def row_flops(sizes: tuple[int, ...]) -> int:
 
 
 def parts(rows: int, flops: float, parameter_bytes: int) -> int:
-    """Into how many parts to divide a step.
+    """Into how many parts to divide a step; 1 leaves threads to BLAS.
 
     It follows from the shape and from the cores of the machine, not from how many threads there are at the
-    moment, so that the bits do not depend on those.  Every part has a gradient of its own, and adding them up
-    has to stay cheap beside the products.
+    moment.  Every part has a gradient of its own, and adding them up has to stay cheap beside the products.
     """
-    most = min(blas.machine_cores(), max(min(rows // PART_ROWS, 2), rows // LONG_PART_ROWS))
-    number = int(max(1, min(most, flops // PART_FLOPS)))
+    if flops < PARTS_FLOPS:
+        return 1
+    number = int(max(1, min(blas.machine_cores(), rows // PART_ROWS, flops // PART_FLOPS)))
     return number if number * parameter_bytes <= MOST_GRADIENT_BYTES else 1
 
 

@@ -1,14 +1,14 @@
-"""The step of a network on the CPU: rows shared among threads, which work through blocks that stay in cache.
+"""The step of a network on the CPU: blocks of rows that stay in cache, threads for products or for rows.
 
-The rows are divided into parts and the parts into blocks, as the shape and the machine have it, and sums are
-formed in the order of the rows: the same bits on every run, with any number of threads.  BLAS is held to one
-thread meanwhile, since the rows are already shared out.
+A large step is divided into parts of its rows, one for a thread, and BLAS is held to one thread meanwhile; a
+smaller one leaves the threads to BLAS.  Sums are formed in the order of the rows: the same bits on every run.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from handgrad.host import arrangement, blas, threads
 from handgrad.host.block import Layout
-from handgrad.host.columns import Columns, shares
 from handgrad.host.part import Part, add_gradients
 from handgrad.host.rows import Rows
 from handgrad.host.update import Update
@@ -27,6 +26,20 @@ KEPT_PLANS = 16
 Ranges = tuple[tuple[tuple[int, int], ...], ...]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a step goes.
+
+    cut, ranges: how it is cut, and the blocks of each part
+    held: BLAS is held to one thread; shared: it may share each product among its threads
+    """
+
+    cut: arrangement.Cut
+    ranges: Ranges
+    held: bool
+    shared: bool
+
+
 class Engine:
     """Loss and gradients of one network, in ``gradients``; not for two threads at a time."""
 
@@ -35,8 +48,7 @@ class Engine:
         self.gradients = parameters.like()
         self.parts = [Part(layout, parameters, self.gradients)]
         self.row_flops = arrangement.row_flops(layout.sizes)
-        self._plans: dict[int, tuple[arrangement.Cut, Ranges]] = {}
-        self._columns: dict[int, Columns | None] = {}  # by the number of rows
+        self._plans: dict[int, Plan] = {}  # by the number of rows
         self._blas = blas.find()
         self._threads = 1  # of the step under way
         self._cores = blas.cores()
@@ -69,65 +81,46 @@ class Engine:
             self.gradients.flat[...] = 0
             return np.asarray(0.0 * scale, dtype=self.layout.dtype)
         factor = None if scale == 1.0 else self.layout.dtype.type(scale)
-        columns = self._by_columns(N)
-        if columns is not None:
-            self.working = self.parts[:1]
-            self._threads = min(self._blas.threads(), self._cores, len(columns.shares))
-            with self._blas.held():
-                total = columns.run(rows, factor, backward, dX, self._threads)
-            return np.asarray(total * scale, dtype=self.layout.dtype)
-        cut, ranges = self._plan(N)
-        while len(self.parts) < len(ranges):
+        plan = self.plan(N)
+        while len(self.parts) < len(plan.ranges):
             self.parts.append(Part(self.layout, self.parameters, self.parameters.like()))
-        parts = self.working = self.parts[: len(ranges)]
-        self._threads = min(self._blas.threads(), self._cores, len(parts))
-        # One part that is large (a huge network, or few rows of a wide one) leaves threads to BLAS.
-        held = self._blas.controllable and (len(parts) > 1 or N * self.row_flops < 2 * arrangement.PART_FLOPS)
-        if held:
+        parts = self.working = self.parts[: len(plan.ranges)]
+        self._threads = 1 if len(parts) == 1 else min(self._blas.threads(), self._cores, len(parts))
+        if plan.held:
             self._blas.hold()
         try:
             if len(parts) == 1:
-                parts[0].run(rows, ranges[0], cut, factor, backward, dX)
+                parts[0].run(rows, plan.ranges[0], plan.cut, factor, backward, dX)
             else:
                 work: list[Callable[[], None]] = [
-                    functools.partial(part.run, rows, its, cut, factor, backward, dX)
-                    for part, its in zip(parts, ranges, strict=True)
+                    functools.partial(part.run, rows, its, plan.cut, factor, backward, dX)
+                    for part, its in zip(parts, plan.ranges, strict=True)
                 ]
                 threads.run(work, self._threads)
         finally:
-            if held:
+            if plan.held:
                 self._blas.release()
         total = 0.0
         for part in parts:
             total += part.total
         return np.asarray(total * scale, dtype=self.layout.dtype)
 
-    def _by_columns(self, N: int) -> Columns | None:
-        """The step on N rows by shares of the hidden units, where that is the way."""
-        if N in self._columns:
-            return self._columns[N]
-        number = shares(self.layout, N, N * self.row_flops)
-        made = None
-        if number:
-            made = Columns(self.layout, N, number, self.parameters.views, self.gradients.views)
-        if len(self._columns) == KEPT_PLANS:
-            del self._columns[next(iter(self._columns))]
-        self._columns[N] = made
-        return made
-
-    def _plan(self, N: int) -> tuple[arrangement.Cut, Ranges]:
-        """How N rows are cut, and the blocks of each part."""
+    def plan(self, N: int) -> Plan:
+        """How a step on N rows goes."""
         plan = self._plans.get(N)
         if plan is None:
-            number = arrangement.parts(N, N * self.row_flops, self.parameters.flat.nbytes)
+            flops = N * self.row_flops
+            number = arrangement.parts(N, flops, self.parameters.flat.nbytes)
+            held = self._blas.controllable and (number > 1 or flops < arrangement.BLAS_FLOPS)
             share = -(-N // number)
-            cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize)
+            shared = number == 1 and not held
+            cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize, shared)
             ranges = tuple(
                 _blocks(part * share, min((part + 1) * share, N), cut.block) for part in range(number)
             )
             if len(self._plans) == KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
-            plan = self._plans[N] = cut, ranges
+            plan = self._plans[N] = Plan(cut, ranges, held, shared)
         return plan
 
 

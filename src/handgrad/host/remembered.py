@@ -31,17 +31,17 @@ def path() -> Path:
     return base.absolute() / "handgrad" / "host.json"
 
 
-def find(sizes: tuple[int, ...], rows: int, itemsize: int) -> Entry | None:
+def find(sizes: tuple[int, ...], rows: int, itemsize: int, shared: bool = False) -> Entry | None:
     """What was measured for this network and share of rows on this machine, if anything."""
     try:
         found = _read(path())
     except (OSError, ValueError):
         return None
-    entry = found.get(machine(), {}).get(key(sizes, rows, itemsize)) if found else None
+    entry = found.get(machine(), {}).get(key(sizes, rows, itemsize, shared)) if found else None
     return entry if isinstance(entry, dict) else None
 
 
-def remember(sizes: tuple[int, ...], rows: int, itemsize: int, entry: Entry) -> bool:
+def remember(sizes: tuple[int, ...], rows: int, itemsize: int, entry: Entry, shared: bool = False) -> bool:
     """Keep ``entry``; False where the file cannot be written."""
     file = path()
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
@@ -50,7 +50,7 @@ def remember(sizes: tuple[int, ...], rows: int, itemsize: int, entry: Entry) -> 
             content = _read(file)
         except (OSError, ValueError):
             content = {}
-        content.setdefault(machine(), {})[key(sizes, rows, itemsize)] = entry
+        content.setdefault(machine(), {})[key(sizes, rows, itemsize, shared)] = entry
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         temporary.replace(file)  # whole or not at all, whoever else writes
@@ -61,9 +61,10 @@ def remember(sizes: tuple[int, ...], rows: int, itemsize: int, entry: Entry) -> 
     return True
 
 
-def key(sizes: tuple[int, ...], rows: int, itemsize: int) -> str:
+def key(sizes: tuple[int, ...], rows: int, itemsize: int, shared: bool = False) -> str:
     """The name of a problem."""
-    return f"{'-'.join(map(str, sizes))} rows {rows} float{8 * itemsize}"
+    by = ", products shared" if shared else ""
+    return f"{'-'.join(map(str, sizes))} rows {rows} float{8 * itemsize}{by}"
 
 
 @functools.cache

@@ -5,11 +5,13 @@ The rules of :mod:`handgrad.host.arrangement` need no measurement, and are what 
 then on this network, with this batch size, is cut so on this machine.  Another cut sums in another order, so
 tuning changes the last bits of results; that is why nothing tunes by itself.
 
-Processor time of a single thread is measured, not wall time: another program at work disturbs it little.
+The processor time of a single thread is measured, which other programs disturb little; where BLAS shares the
+products among its threads, the time that passes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from handgrad.host import arrangement, blas, remembered
 from handgrad.host.arrangement import Cut
 from handgrad.host.block import Block, Layout, Memory
+from handgrad.host.network import engine_of
 from handgrad.host.products import Product
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 TILES = (0, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 BLOCKS = (1 / 2, 1, 2)  # of the rule's
 REPEATS = 3
+Clock = Callable[[], float]
 MARGIN = 0.97  # of the rule's time: what is not clearly faster is not worth other bits
 
 
@@ -38,7 +42,8 @@ class Tuned:
     """What :func:`tune` found.
 
     cut: the arrangement from now on; rule: that without tuning
-    seconds, rule_seconds: processor time of forward, loss and backward a row
+    seconds, rule_seconds: of forward, loss and backward a row: processor time, or time passed where BLAS has
+        its threads
     remembered: it was written to the cache folder
     """
 
@@ -59,29 +64,27 @@ def tune(net: MLP, batch_size: int) -> Tuned:
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a whole number, 1 or more, got {batch_size!r}")
     layout = Layout(net.sizes, net.activation, net.output, net.loss_name, net.bias, net.dtype)
-    flops = batch_size * arrangement.row_flops(net.sizes)
-    parts = arrangement.parts(batch_size, flops, net.flat_parameters.flat.nbytes)
-    rows = min(-(-batch_size // parts), arrangement.MOST_BLOCK)
-    library = blas.find()
-    library.hold()
-    try:
-        rule = arrangement.rule(net.sizes, rows, net.dtype.itemsize)
+    plan = engine_of(net).plan(batch_size)
+    rows = min(-(-batch_size // len(plan.ranges)), arrangement.MOST_BLOCK)
+    clock = time.perf_counter if plan.shared else time.thread_time
+    with contextlib.ExitStack() as held:
+        if not plan.shared:
+            held.enter_context(blas.find().held())
+        rule = arrangement.rule(net.sizes, rows, net.dtype.itemsize, plan.shared)
         blocks = sorted({max(1, min(rows, round(rule.block * factor))) for factor in BLOCKS})
-        candidates = [rule, *(_with_best_tiles(layout, n) for n in blocks)]
-        seconds = [_seconds_per_row(layout, cut) for cut in candidates]
-    finally:
-        library.release()
+        candidates = [rule, *(_with_best_tiles(layout, n, clock) for n in blocks)]
+        seconds = [_seconds_per_row(layout, cut, clock) for cut in candidates]
     best = int(np.argmin(seconds))
     if seconds[best] > MARGIN * seconds[0]:
         best = 0
-    kept = remembered.remember(net.sizes, rows, net.dtype.itemsize, dataclasses.asdict(candidates[best]))
+    entry = dataclasses.asdict(candidates[best])
+    kept = remembered.remember(net.sizes, rows, net.dtype.itemsize, entry, plan.shared)
     arrangement.cut.cache_clear()
-    if net._engine is not None:
-        net._engine = None  # its plans are cut as before
+    net._engine = None  # its plans are cut as before
     return Tuned(candidates[best], rule, seconds[best], seconds[0], kept)
 
 
-def _with_best_tiles(layout: Layout, n: int) -> Cut:
+def _with_best_tiles(layout: Layout, n: int, clock: Clock) -> Cut:
     """Blocks of ``n`` rows, each product in the tiles that take the least time by themselves."""
     random = np.random.default_rng(0)
     dtype, pairs = layout.dtype, list(itertools.pairwise(layout.sizes))
@@ -92,19 +95,21 @@ def _with_best_tiles(layout: Layout, n: int) -> Cut:
     forward, weight, inputs = [], [], []
     for layer, (d, h) in enumerate(pairs, 1):
         A, W, dZ = matrix(n, d), matrix(d, h), matrix(n, h)
-        forward.append(_best_tile(W, np.empty((n, h), dtype), A))
-        weight.append(_best_tile(dZ, np.empty((d, h), dtype), A.T))
-        inputs.append(_best_tile(W.T, np.empty((n, d), dtype), dZ) if layer > 1 else 0)  # there is no dX
+        forward.append(_best_tile(W, np.empty((n, h), dtype), A, clock))
+        weight.append(_best_tile(dZ, np.empty((d, h), dtype), A.T, clock))
+        inputs.append(
+            _best_tile(W.T, np.empty((n, d), dtype), dZ, clock) if layer > 1 else 0
+        )  # there is no dX
     return Cut(n, tuple(forward), tuple(weight), tuple(inputs))
 
 
-def _best_tile(B: NDArray[Any], out: NDArray[Any], A: NDArray[Any]) -> int:
+def _best_tile(B: NDArray[Any], out: NDArray[Any], A: NDArray[Any], clock: Clock) -> int:
     products = [(tile, Product(B, out, tile)) for tile in TILES if tile < len(out)]
-    times = _least_times([lambda product=product: product.run(A) for _, product in products])  # type: ignore[misc]
+    times = _least_times([lambda product=product: product.run(A) for _, product in products], clock)  # type: ignore[misc]
     return products[int(np.argmin(times))][0]
 
 
-def _seconds_per_row(layout: Layout, cut: Cut) -> float:
+def _seconds_per_row(layout: Layout, cut: Cut, clock: Clock) -> float:
     """Of one block among many: its gradients are added."""
     from handgrad.parameters import FlatParameters
 
@@ -133,17 +138,17 @@ def _seconds_per_row(layout: Layout, cut: Cut) -> float:
             block.forward(X[start : start + cut.block], y, 1.0, 1)
             block.backward(X[start : start + cut.block], False)
 
-    return _least_times([sweep])[0] / len(X)
+    return _least_times([sweep], clock)[0] / len(X)
 
 
-def _least_times(functions: Iterable[Callable[[], Any]]) -> list[float]:
-    """The least processor time of each, in seconds; taken in turns."""
+def _least_times(functions: Iterable[Callable[[], Any]], clock: Clock) -> list[float]:
+    """The least time of each, in seconds; taken in turns."""
     run = list(functions)
     least = [float("inf")] * len(run)
     for repeat in range(REPEATS + 1):
         for position, function in enumerate(run):
-            start = time.thread_time()
+            start = clock()
             function()
             if repeat:  # the first is for caches
-                least[position] = min(least[position], time.thread_time() - start)
+                least[position] = min(least[position], clock() - start)
     return least

@@ -19,9 +19,6 @@ from handgrad.parameters import FlatParameters
 
 Floats = NDArray[Any]
 
-SHARED_LEAST = 65_536  # parameters, below which waking another thread costs more than it saves
-SHARED_BLOCK = 65_536  # elements a call: threads that call NumPy more often get into each other's way
-
 
 class Update:
     """Steps of one optimizer on one set of parameters, from the gradients of ``parts``."""
@@ -29,17 +26,17 @@ class Update:
     def __init__(self, optimizer: Optimizer, parameters: FlatParameters, parts: Sequence[Part]) -> None:
         self.optimizer, self.parameters, self.parts = optimizer, parameters, list(parts)
         self.frozen = parameters.frozen
-        self._work: list[Callable[[], None]] = []
-        if parameters.flat.size >= SHARED_LEAST and blas.machine_cores() > 1:
-            optimizer.bind(parameters)
-            slices = [
-                slice(start, min(start + SHARED_BLOCK, part.stop))
-                for part in parameters.trainable_slices()
-                for start in range(part.start, part.stop, SHARED_BLOCK)
-            ]
-            shares = min(len(slices), blas.cores())
-            for number in range(shares):
-                self._work.append(functools.partial(self._apply, self._bind(slices[number::shares])))
+        optimizer.bind(parameters)
+        size = optimizer.block_size
+        slices = [
+            slice(start, min(start + size, part.stop))
+            for part in parameters.trainable_slices()
+            for start in range(part.start, part.stop, size)
+        ]
+        shares = 1 if len(self.parts) == 1 else min(len(slices), blas.cores())
+        self._work: list[Callable[[], None]] = [
+            functools.partial(self._apply, self._bind(slices[number::shares])) for number in range(shares)
+        ]
 
     def fits(self, optimizer: Optimizer) -> bool:
         """Whether it can be used again with this optimizer."""
@@ -47,16 +44,18 @@ class Update:
 
     def run(self, clip_norm: float | None, number: int) -> None:
         """One step, in up to ``number`` threads."""
-        gradient = self.parts[0].gradients.flat
-        if not self._work or clip_norm is not None:  # a norm needs the whole sum first
+        if clip_norm is not None:  # a norm needs the whole sum first
             add_gradients(self.parts)
-            self.optimizer.update(self.parameters, gradient, clip_norm)
+            self.optimizer.update(self.parameters, self.parts[0].gradients.flat, clip_norm)
             return
         self.optimizer.count_step()
-        threads.run(self._work, number)
+        if len(self._work) == 1:
+            self._work[0]()
+        else:
+            threads.run(self._work, number)
 
     def _bind(self, slices: Sequence[slice]) -> list[tuple[Any, ...]]:
-        scratch = np.empty((2, SHARED_BLOCK), dtype=self.parameters.dtype)
+        scaled, scratch = np.empty((2, self.optimizer.block_size), dtype=self.parameters.dtype)
         first, *others = (part.gradients.flat for part in self.parts)
         return [
             (
@@ -64,7 +63,9 @@ class Update:
                 first[part],
                 [other[part] for other in others],
                 self.optimizer.state_slices(part),
-                *scratch[:, : part.stop - part.start],
+                scaled[: part.stop - part.start],
+                # The gradient is needed no more: what is in the cache already takes the intermediate result.
+                first[part] if self.optimizer.spends_gradient else scratch[: part.stop - part.start],
             )
             for part in slices
         ]

@@ -86,21 +86,27 @@ class _Rows:
         self.samples = np.arange(N, dtype=np.int64) * (1 if self.by_class else self.C)
         self.stride = N if self.by_class else 1
         self.places = np.empty(N, dtype=np.int64)
+        self.unsigned = self.places.view(np.uint64)
         self.row, self.column = np.empty(N, dtype=Z.dtype), np.empty(N, dtype=Z.dtype)
+        self.beside = self.row[:, None]  # of each sample's logits
+        self._flat: tuple[Floats, Floats] = (Z, (Z.T if self.by_class else Z).reshape(-1))
 
     def flat(self, array: Floats) -> Floats:
         """The elements as they lie in memory."""
-        return (array.T if self.by_class else array).reshape(-1)
+        if self._flat[0] is not array:
+            self._flat = array, (array.T if self.by_class else array).reshape(-1)
+        return self._flat[1]
 
     def find(self, y: Floats) -> None:
         """Set ``places``; ``ValueError`` for a label outside 0 .. C-1."""
         places = self.places
         np.copyto(places, y, casting="unsafe")
-        if np.maximum.reduce(places.view(np.uint64)) >= self.C:  # a negative number is a huge one
-            bad = int(np.flatnonzero(places.view(np.uint64) >= self.C)[0])
+        if np.maximum.reduce(self.unsigned) >= self.C:  # a negative number is a huge one
+            bad = int(np.flatnonzero(self.unsigned >= self.C)[0])
             raise LabelError(self.C, int(y[bad]), bad)
-        places *= self.stride
-        places += self.samples
+        if self.stride != 1:
+            np.multiply(places, self.stride, out=places)
+        np.add(places, self.samples, out=places)
 
 
 class LabelError(ValueError):
@@ -116,19 +122,19 @@ class CrossEntropy(_Rows):
 
     def __call__(self, Z: Floats, y: Floats, dZ: Floats) -> float:
         self.find(y)
-        row, own, flat = self.row, self.column, self.flat(dZ)
+        row, beside, own, flat = self.row, self.beside, self.column, self.flat(dZ)
         with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it should be
             np.maximum.reduce(Z, axis=1, out=row)
-            np.subtract(Z, row[:, None], out=dZ)
+            np.subtract(Z, beside, out=dZ)
             flat.take(self.places, out=own, mode="clip")  # any other mode would make a copy
             np.exp(dZ, out=dZ)
             np.add.reduce(dZ, axis=1, out=row)
-            dZ /= row[:, None]
+            np.divide(dZ, beside, out=dZ)
             np.log(row, out=row)
-            row -= own
+            np.subtract(row, own, out=row)
             total = float(np.add.reduce(row))
         flat.take(self.places, out=own, mode="clip")
-        own -= 1
+        np.subtract(own, 1, out=own)
         flat[self.places] = own
         return total
 

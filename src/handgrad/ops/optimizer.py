@@ -29,7 +29,7 @@ THREADS = 256  # OPTIMIZER_THREADS: also the most partials of the norm, since a 
 MAX_BLOCKS = 1024
 VECTOR_BYTES = 16
 NORM_EPSILON = 1e-6
-CPU_BLOCK = 16384  # elements: a block of weights, gradients, state and two scratch rows stays in the L2 cache
+CPU_BLOCK = 65_536  # elements of a CPU update, shared among the weights and their state: they stay in cache
 
 
 class Optimizer:
@@ -42,6 +42,7 @@ class Optimizer:
     _slots: tuple[str, ...]  # names of the state buffers, each laid out as the parameters
     _settings: tuple[str, ...]  # arguments of the constructor
     _writes_gradient: bool  # the rule needs a gradient that it may overwrite
+    spends_gradient = False  # NumPy: ``e`` of :meth:`apply_block` may be ``g`` itself, which is then lost
 
     def __init__(self, lr: float) -> None:
         self._lr = _require(lr, "lr", "a finite number above 0", lambda x: 0 < x < math.inf)
@@ -206,6 +207,7 @@ class Optimizer:
         self.count_step()
         bound, frozen = self._blocks_of
         if bound is not gradient or frozen != parameters.frozen:
+            size = self.block_size
             self._blocks = [
                 (
                     parameters.flat[start:stop],
@@ -214,8 +216,8 @@ class Optimizer:
                     *self._scratch[:, : stop - start],
                 )
                 for part in parameters.trainable_slices()
-                for start in range(part.start, part.stop, CPU_BLOCK)
-                for stop in [min(start + CPU_BLOCK, part.stop)]
+                for start in range(part.start, part.stop, size)
+                for stop in [min(start + size, part.stop)]
             ]
             self._blocks_of = (gradient, parameters.frozen)
         scale = 1.0
@@ -224,6 +226,11 @@ class Optimizer:
             scale = float(np.minimum(1.0, clip_norm / (math.sqrt(squares) + NORM_EPSILON)))  # a NaN stays
         for w, g, states, scaled, e in self._blocks:
             self.apply_block(w, g, states, scaled, e, scale)
+
+    @property
+    def block_size(self) -> int:
+        """Elements that NumPy works on at a time."""
+        return CPU_BLOCK // (1 + len(self._slots))
 
     def count_step(self) -> None:
         """Another step begins (NumPy)."""
@@ -257,6 +264,7 @@ class SGD(Optimizer):
     """
 
     _settings = ("lr", "momentum", "nesterov", "weight_decay")
+    spends_gradient = True
 
     def __init__(
         self,
