@@ -11,7 +11,7 @@ from handgrad.arrays import resolve_device, to_device, to_numpy
 from handgrad.network import MLP
 from handgrad.ops import activation, two_layer
 from handgrad.ops.optimizer import SGD
-from handgrad.ops.two_layer_general_geometry import FEW
+from handgrad.ops.two_layer_general_tiles import FEW
 from handgrad.plans import paths
 from handgrad.plans.choice import refusal_of
 from handgrad.proof.correctness import _execute, compare

@@ -18,7 +18,8 @@ from handgrad.ops import two_layer_general as path
 from handgrad.ops.activation import NAMES
 from handgrad.ops.optimizer import SGD, Adam
 from handgrad.ops.two_layer import Problem, StepArrays
-from handgrad.ops.two_layer_general_geometry import (
+from handgrad.ops.two_layer_general_geometry import Geometry
+from handgrad.ops.two_layer_general_tiles import (
     BROAD,
     LONG,
     MEDIUM,
@@ -28,7 +29,6 @@ from handgrad.ops.two_layer_general_geometry import (
     SLIM,
     SMALL,
     WIDE,
-    Geometry,
     MmaTile,
     choose_output_tile,
     choose_tile,

@@ -13,7 +13,8 @@ from handgrad.ops import loss as loss_op
 from handgrad.ops import two_layer_general as path
 from handgrad.ops.optimizer import SGD
 from handgrad.ops.two_layer import Problem, StepArrays
-from handgrad.ops.two_layer_general_geometry import TENSOR, Geometry
+from handgrad.ops.two_layer_general_geometry import Geometry
+from handgrad.ops.two_layer_general_tiles import TENSOR
 from handgrad.parameters import FlatParameters
 from handgrad.proof import disassembly, machine_code
 from handgrad.proof.counters import global_traffic, shared_traffic

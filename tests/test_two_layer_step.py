@@ -232,9 +232,14 @@ def test_partitions_cover_the_samples_once():
         (50_000, 784, 50, 1),
         (10**6, 16, 8, 2),
     ]:
-        S, chunk = two_layer_step.split_samples(N, D, D * H + H + H * C + C, 16)
-        assert chunk % 16 == 0
-        assert (S - 1) * chunk < N <= S * chunk
+        problem = Problem(N, D, H, C)
+        found = two_layer_step.chunks(N, D, D * H + H + H * C + C, 16)
+        assert len(set(found)) == len(found) <= 1 + len(two_layer_step.SPREAD_OVER)
+        for tiling in two_layer_step.tilings(problem):
+            assert tiling.chunk in found
+            assert tiling.chunk % 16 == 0
+            S = two_layer_step.geometry(problem, tiling).partitions
+            assert (S - 1) * tiling.chunk < N <= S * tiling.chunk
 
 
 def test_the_partitions_of_the_large_batch():

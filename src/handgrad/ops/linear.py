@@ -42,6 +42,9 @@ class Tile:
     TM: int
     TN: int
 
+    def __str__(self) -> str:
+        return f"{self.BM}x{self.BN}x{self.BK}/{self.TM}x{self.TN}"
+
     @property
     def threads(self) -> int:
         """Threads of the block that computes the tile."""
@@ -75,10 +78,11 @@ def choose_tile(rows: int, columns: int) -> Tile:
     return WIDE if columns > MEDIUM.BN and wide_tiles >= WIDE_TILES_LEAST else MEDIUM
 
 
-def split_samples(N: int, D: int, H: int, tile: Tile) -> tuple[int, int]:
-    """(S, chunk): partitions of the weight product and samples in each; from the shape alone."""
+def split_samples(N: int, D: int, H: int, tile: Tile, blocks: int = SPLIT_BLOCKS) -> tuple[int, int]:
+    """(S, chunk): partitions of the weight product and samples in each, for about ``blocks`` blocks; never
+    from the device."""
     tiles = -(-D // tile.BM) * -(-H // tile.BN)
-    wanted = -(-SPLIT_BLOCKS // tiles)
+    wanted = -(-blocks // tiles)
     chunk = max(-(-N // wanted), CHUNK_LEAST)
     chunk = -(-chunk // tile.BK) * tile.BK
     return max(1, -(-N // chunk)), chunk

@@ -1,13 +1,14 @@
 """What the fused paths of a two-layer training step share: the problem, its layout, the arrays of a step.
 
-A path (R1 ... R4) is a module of this package with three functions::
+A path (R1 ... R4) is a module of this package with four functions::
 
     refusal(problem) -> str                 "" where the path can do it, else the reason in one line
-    lay_out(problem) -> Layout              launches, partitions, workspace, traffic; no arrays, no GPU needed
+    tilings(problem) -> tuple[Tiling, ...]  what it may choose of tiles and partitions: the rule's first
+    lay_out(problem, tiling) -> Layout      launches, partitions, workspace, traffic; no arrays, no GPU needed
     run(layout, arrays) -> None             the launches of one step (of one epoch in R2)
 
-The bits of a result depend on the problem's shape and types, never on ``arch`` or ``sms``: those size grids
-alone.
+The bits of a result depend on the problem's shape and types and on the tiling, never on ``arch`` or ``sms``:
+those size grids alone.  Without a tiling, ``lay_out`` takes the rule's, which follows from shape and types.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from handgrad.arrays import Array
 from handgrad.kernel import Kernel
 from handgrad.ops import activation as activation_op
 from handgrad.ops import loss as loss_op
+from handgrad.ops.tilings import Tiling
 from handgrad.ops.workspace import Workspace
 from handgrad.parameters import ALIGNMENT, FlatParameters
 
@@ -139,13 +141,14 @@ class Launch:
 class Layout:
     """How a path runs a problem.
 
-    ``launches``: of one step, of one epoch in R2; ``partitions``: S, from the shape alone; ``workspace``:
+    ``launches``: of one step, of one epoch in R2; ``partitions``: S, from shape and tiling; ``workspace``:
     name -> bytes; ``compulsory``: buffer -> bytes that any implementation moves in a step; ``requested``:
     buffer -> bytes that the kernels ask for, by the path's own tile formula; ``operations``: of a step.
     """
 
     path: str
     problem: Problem
+    tiling: Tiling
     launches: tuple[Launch, ...]
     partitions: int
     workspace: Mapping[str, int]

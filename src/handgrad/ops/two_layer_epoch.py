@@ -32,6 +32,7 @@ from handgrad.ops import checks
 from handgrad.ops import loss as loss_op
 from handgrad.ops.loss import lanes_of
 from handgrad.ops.optimizer import STATES
+from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
 
 FILE = "two_layer_epoch.cu"
@@ -50,7 +51,7 @@ RULE_ELEMENTS = (2, 4, 8)  # of the rule's structure, by the states it has; Mome
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(Tiling):
     """The grid of cells: SD columns of X by SH hidden units, ``down`` x ``across`` of them."""
 
     SD: int
@@ -190,13 +191,18 @@ def input_width(problem: Problem) -> int:
     return width if problem.D % width == 0 else 1
 
 
-def lay_out(problem: Problem) -> Layout:
-    """The launch of an epoch; traffic and operations of one step.  ``ValueError`` where it is refused."""
-    reason = refusal(problem)
-    if reason:
+@functools.lru_cache(maxsize=256)
+def tilings(problem: Problem) -> tuple[Cells, ...]:
+    """The cells that cost least, alone: tuning times steps, not epochs.  ``ValueError`` where refused."""
+    reason, cells = refusal(problem), cells_of(problem)
+    if reason or cells is None:
         raise ValueError(f"R2: {reason}")
-    cells = cells_of(problem)
-    assert cells is not None, "else refused"
+    return (cells,)
+
+
+def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
+    """The launch of an epoch; traffic and operations of one step.  ``ValueError`` where it is refused."""
+    cells = pick("R2", tilings(problem), tiling)
     size, N = problem.itemsize, problem.N
     kept = cells.count <= resident_blocks(problem, shared_bytes(problem, cells, True))
     shared = shared_bytes(problem, cells, kept)
@@ -226,6 +232,7 @@ def lay_out(problem: Problem) -> Layout:
     return Layout(
         "R2",
         problem,
+        cells,
         (launch,),
         cells.down,
         workspace,
@@ -271,8 +278,7 @@ class Pieces:
 def pieces(layout: Layout) -> Pieces:
     """Those of a step of ``layout``."""
     problem = layout.problem
-    cells = cells_of(problem)
-    assert cells is not None, "it has been laid out"
+    cells = pick("R2", tilings(problem), layout.tiling)
     blocks, N, C = layout.launches[0].grid[0], problem.N, problem.C
     kept = "epoch.slices" not in layout.workspace
     passes = -(-cells.count // blocks)
@@ -310,8 +316,7 @@ def run(layout: Layout, arrays: StepArrays, order: Array, batch_size: int, losse
     checks.require_output(op, "losses", losses, (batches,), np.dtype(problem.dtype), xp)
     if count == 0:
         return
-    launch, cells = layout.launches[0], cells_of(problem)
-    assert cells is not None, "it has been laid out"
+    launch, cells = layout.launches[0], pick("R2", tilings(problem), layout.tiling)
     kept = "epoch.slices" not in layout.workspace
     kernel, width = launch.kernel, input_width(problem)
     if checks.address(X) % (width * X.dtype.itemsize):

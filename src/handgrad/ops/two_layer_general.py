@@ -16,7 +16,7 @@ Precision: "tf32", "3xtf32" and "bfloat16" take tensor cores for the products wi
 for the others; up to 16 memory bounds the second layer, whose products are then float32.  With "3xtf32" an
 infinite operand gives NaN.  Sums are float32, or float64 with float64 parameters.
 
-Partitions of the samples, and so the bits, follow from the shape alone.  Kernels:
+Partitions of the samples, and so the bits, follow from the shape and the tiling alone.  Kernels:
 ``kernels/two_layer_general.cu``.  Test: ``tests/test_two_layer_general.py``.
 """
 
@@ -31,16 +31,11 @@ from handgrad.kernel import Entry
 from handgrad.ops import activation as activation_op
 from handgrad.ops import checks, two_layer_reduce
 from handgrad.ops import loss as loss_op
+from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
-from handgrad.ops.two_layer_general_geometry import (
-    FEW,
-    FILE,
-    OUTPUT_PARTITIONS,
-    TENSOR,
-    THREADS,
-    Geometry,
-    sides,
-)
+from handgrad.ops.two_layer_general_geometry import FILE, OUTPUT_PARTITIONS, THREADS, Geometry
+from handgrad.ops.two_layer_general_tiles import FEW, TENSOR, GeneralTiling
+from handgrad.ops.two_layer_general_tiles import tilings as tiles_and_splits
 from handgrad.ops.two_layer_general_traffic import compulsory, operations, requested
 
 # ---- the path --------------------------------------------------------------------------------------------
@@ -53,12 +48,20 @@ def refusal(problem: Problem) -> str:
     return ""
 
 
-def lay_out(problem: Problem) -> Layout:
+def tilings(problem: Problem) -> tuple[GeneralTiling, ...]:
+    """The rule's first; ``ValueError`` with the reason where it is refused."""
+    reason = refusal(problem)
+    if reason:
+        raise ValueError(f"R4: {reason}")
+    return tiles_and_splits(problem)
+
+
+def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     """Four launches, one where there are no samples; ``ValueError`` with the reason where it is refused."""
     reason = refusal(problem)
     if reason:
         raise ValueError(f"R4: {reason}")
-    g, size = Geometry(problem), problem.itemsize
+    g, size = Geometry(problem, tiling), problem.itemsize
     N, H, C = problem.N, problem.H, problem.C
     S, losses = g.partitions, g.output_partitions
     workspace = {
@@ -73,6 +76,7 @@ def lay_out(problem: Problem) -> Layout:
     return Layout(
         path="R4",
         problem=problem,
+        tiling=g.chosen,
         launches=g.launches,
         partitions=S,
         workspace={f"general.{name}": count * size for name, count in workspace.items() if count},
@@ -80,7 +84,7 @@ def lay_out(problem: Problem) -> Layout:
         requested=requested(g),
         operations=operations(g),
         note=(
-            f"tiles {sides(g.hidden)} of A1, {sides(g.weight)} of dW1; "
+            f"tiles {g.hidden} of A1, {g.weight} of dW1, {g.chunk} samples a partition; "
             f"dZ1 is {'stored' if g.stores_dZ1 else 'computed for every tile along D'}"
         ),
     )
@@ -96,7 +100,7 @@ def run(layout: Layout, arrays: StepArrays) -> None:
 
     ``TypeError`` and ``ValueError`` where X or y is not what the problem says.
     """
-    p, g = layout.problem, Geometry(layout.problem)
+    p, g = layout.problem, Geometry(layout.problem, layout.tiling)
     xp = get_array_module(arrays.X, arrays.y)
     checks.require_shape("R4", "X", arrays.X, (p.N, p.D), "(N, D)")
     if arrays.X.dtype != p.inputs:

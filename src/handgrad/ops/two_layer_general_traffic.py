@@ -11,7 +11,8 @@ from handgrad.ops import loss as loss_op
 from handgrad.ops import two_layer_reduce
 from handgrad.ops.optimizer import STATES
 from handgrad.ops.two_layer import Problem
-from handgrad.ops.two_layer_general_geometry import Geometry, tiles_of
+from handgrad.ops.two_layer_general_geometry import Geometry
+from handgrad.ops.two_layer_general_tiles import tiles_of
 
 
 def compulsory(p: Problem) -> dict[str, int]:

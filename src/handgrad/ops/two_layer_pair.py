@@ -8,7 +8,8 @@
                     and the optimizer's rule on them
 
 X (N, D) and dZ1 (N, H) are read by both; A1 stays on chip.  Any N and D; H up to 128, C up to 64, float32 and
-float64.  Partitions and chunks depend on the shape alone: the same bits on every GPU.
+float64.  Partitions and chunks depend on the shape alone, unless a tiling says how: the same bits on every
+GPU.
 
 Kernels: ``kernels/two_layer_pair.cu``.  Test: ``tests/test_two_layer_pair.py``.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from handgrad.ops import loss as loss_op
 from handgrad.ops.checks import DType
 from handgrad.ops.linear import Tile
 from handgrad.ops.optimizer import STATES
+from handgrad.ops.tilings import Tiling, differing, pick, worth_trying
 from handgrad.ops.two_layer import RULES, Launch, Layout, Problem, StepArrays
 from handgrad.ops.two_layer_step import loss_functor, shared_limit
 
@@ -35,6 +38,20 @@ FILE = "two_layer_pair.cu"
 MOST_H, MOST_C = 128, 64
 MOST_PARTITIONS = 264  # two blocks on every multiprocessor of a large GPU
 FORWARD_TILES = (Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 4), Tile(64, 128, 8, 4, 8))  # by H: BN ≥ H
+# Of the same width.  With more rows, those of A1 would not begin at whole vectors.
+OTHER_FORWARD_TILES = (Tile(32, 32, 16, 2, 2), Tile(32, 64, 16, 2, 4), Tile(32, 128, 8, 4, 4))
+OTHER_PARTITIONS = (132, 528)
+OTHER_BLOCKS = (128, 512, 1024)  # of dW1, that a split aims at
+
+
+@dataclass(frozen=True)
+class PairTiling(Tiling):
+    """R3's: tile and most partitions of pair_forward; tile of dW1 and the blocks that its split aims at."""
+
+    forward: Tile
+    partitions: int
+    backward: Tile
+    blocks: int
 
 
 @dataclass(frozen=True)
@@ -91,16 +108,54 @@ def _slab_bytes(tile: Tile, itemsize: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def geometry(problem: Problem) -> Geometry:
-    """The kernels'; ``ValueError`` with the reason where R3 cannot."""
+def tilings(problem: Problem) -> tuple[PairTiling, ...]:
+    """Tiles that fit the shape, by partitions and splits that differ; the rule's first.
+
+    ``ValueError`` with the reason where R3 cannot.
+    """
     reason = refusal(problem)
     if reason:
         raise ValueError(f"path R3: {reason}")
-    p = problem
-    forward, backward = _forward_tile(p.H), linear.choose_tile(p.D, p.H)
-    row_tiles = -(-p.N // forward.BM)
-    chunk = forward.BM * max(1, -(-row_tiles // MOST_PARTITIONS))
-    splits, split = linear.split_samples(p.N, p.D, p.H, backward)
+    p, limit = problem, shared_limit(problem.arch)
+    rule = _forward_tile(p.H)
+    forward = [
+        tile
+        for tile in (rule, *OTHER_FORWARD_TILES)
+        if tile.BN == rule.BN and _shared_bytes(p, tile) + _slab_bytes(tile, p.itemsize) <= limit
+    ]
+    backward = [linear.choose_tile(p.D, p.H)]
+    backward += [tile for tile in (linear.WIDE, linear.MEDIUM, linear.NARROW) if tile != backward[0]]
+
+    def blocks_of(tile: Tile) -> int:
+        return -(-p.N // _split(p, tile, linear.SPLIT_BLOCKS)) * -(-p.D // tile.BM) * -(-p.H // tile.BN)
+
+    return tuple(
+        PairTiling(first, most, second, blocks)
+        for first in worth_trying(forward, p.N, p.H, lambda tile: -(-p.N // tile.BM))
+        for second in worth_trying(backward, p.D, p.H, blocks_of, linear.SPLIT_BLOCKS // 2)
+        for most in differing((MOST_PARTITIONS, *OTHER_PARTITIONS), partial(_chunk, p, first))
+        for blocks in differing((linear.SPLIT_BLOCKS, *OTHER_BLOCKS), partial(_split, p, second))
+    )
+
+
+def _chunk(p: Problem, tile: Tile, most: int) -> int:
+    """Samples of one of at most ``most`` partitions, whole tiles."""
+    row_tiles = -(-p.N // tile.BM)
+    return tile.BM * max(1, -(-row_tiles // most))
+
+
+def _split(p: Problem, tile: Tile, blocks: int) -> int:
+    """Samples of a split of dW1."""
+    return linear.split_samples(p.N, p.D, p.H, tile, blocks)[1]
+
+
+@functools.lru_cache(maxsize=64)
+def geometry(problem: Problem, tiling: Tiling | None = None) -> Geometry:
+    """The kernels', by the rule where ``tiling`` is None; ``ValueError`` where R3 cannot."""
+    p, chosen = problem, pick("R3", tilings(problem), tiling)
+    forward, backward = chosen.forward, chosen.backward
+    chunk = _chunk(p, forward, chosen.partitions)
+    splits, split = linear.split_samples(p.N, p.D, p.H, backward, chosen.blocks)
     return Geometry(
         forward=forward,
         shared=_shared_bytes(p, forward),
@@ -134,9 +189,10 @@ def _width(tile_side: int, dtype: DType, side: int, *arrays: Array) -> int:
     return width if tile_side % width == 0 else 1
 
 
-def lay_out(problem: Problem) -> Layout:
+def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     """Two launches; for X whose rows are as aligned as their length allows."""
-    p, g = problem, geometry(problem)
+    p, chosen = problem, pick("R3", tilings(problem), tiling)
+    g = geometry(problem, chosen)
     dtype, size = np.dtype(p.dtype), p.itemsize
     forward = forward_kernel(p, g.forward, _width(g.forward.BK, dtype, p.D))
     backward = backward_kernel(p, g.backward, _width(g.backward.BM, dtype, p.D))
@@ -153,6 +209,7 @@ def lay_out(problem: Problem) -> Layout:
     return Layout(
         path="R3",
         problem=p,
+        tiling=chosen,
         launches=tuple(launches),
         partitions=g.splits,
         workspace={name: int(np.prod(shape)) * of.itemsize for name, shape, of in _buffers(p, g)},
@@ -207,7 +264,7 @@ def _buffers(p: Problem, g: Geometry) -> tuple[tuple[str, tuple[int, ...], DType
 
 def run(layout: Layout, arrays: StepArrays) -> None:
     """The launches of one step; nothing is allocated after the first."""
-    p, g = layout.problem, geometry(layout.problem)
+    p, g = layout.problem, geometry(layout.problem, layout.tiling)
     xp, dtype = get_array_module(arrays.X, arrays.y, arrays.parameters.flat), np.dtype(p.dtype)
     X, y = arrays.X, arrays.y
     checks.require_shape("path R3", "X", X, (p.N, p.D), "(N, D)")

@@ -6,8 +6,8 @@
     dZ1 = (dZ2 W2ᵀ) ∘ f'(A1)  dW1 = Xᵀ dZ1, db1 = Σ dZ1, dW2 = A1ᵀ dZ2, db2 = Σ dZ2
 
 X (N, D) is read once, A1 never leaves the chip, dW1 grows in registers.  The samples are split into S
-partitions by the shape alone; each leaves its sums, which ``two_layer_reduce`` adds in rising order before it
-applies the optimizer's rule: two launches a step, the same bits on every GPU.
+partitions by the shape alone, unless a tiling says how; each leaves its sums, which ``two_layer_reduce`` adds
+in rising order before it applies the optimizer's rule: two launches a step, the same bits on every GPU.
 
 A thread holds up to 16 x 10 elements of dW1, so R1 takes float32 with ⌈D/16⌉⌈H/10⌉ ≤ 256 (D H up to 40,960),
 H up to 128, C up to 64, where a tile of 16 samples fits in the shared memory of a block.  In float64 it holds
@@ -32,6 +32,7 @@ from handgrad.ops import activation as activation_op
 from handgrad.ops import checks, two_layer_reduce
 from handgrad.ops import loss as loss_op
 from handgrad.ops.optimizer import STATES
+from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
 from handgrad.ops.two_layer_step_tiles import (
     STAGES,
@@ -41,7 +42,7 @@ from handgrad.ops.two_layer_step_tiles import (
     WARPS,
     Tile,
     round_up,
-    tile_of,
+    tiles_of,
 )
 
 FILE = "two_layer_step.cu"
@@ -49,6 +50,14 @@ MOST_H, MOST_C = 128, 64
 PARTITIONS_LEAST = 132  # where there are as many tiles: one for every multiprocessor of a large GPU
 PARTIALS_SHARE = 0.15  # partials, written and read, take at most 0.3 of the bytes of X: 8 S P ≤ 0.3 · 4 N D
 SPREAD_OVER = (58, 108, 128, 132)  # multiprocessors of L4, A100, RTX 4090, H100
+
+
+@dataclass(frozen=True)
+class StepTiling(Tiling):
+    """R1's: what a thread accumulates, and the samples of a partition."""
+
+    tile: Tile
+    chunk: int
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,10 @@ def refusal(problem: Problem) -> str:
         return f"N = {p.N} is above {checks.INT_LIMIT - 1}"
     if p.precision != p.dtype and p.arch == "sm_75":
         return f"sm_75 has no tensor cores for {p.precision}"
-    tile = tile_of(p)
-    if tile is None:
+    tiles = tiles_of(p)
+    if not tiles:
         return f"dW1 of D = {p.D} by H = {p.H} is more than the registers hold in {p.precision}"
-    needed, there = _shared_bytes(p, tile, 1), shared_limit(p.arch)
+    needed, there = _shared_bytes(p, tiles[0], 1), shared_limit(p.arch)
     if needed > there:
         tile_of_X = f"a tile of D = {p.D}, H = {p.H}, C = {p.C}"
         return f"{tile_of_X} takes {needed} bytes of shared memory; {p.arch} has {there}"
@@ -110,35 +119,51 @@ def _shared_bytes(p: Problem, tile: Tile, buffers: int) -> int:
     return elements * p.itemsize + staged
 
 
-def split_samples(N: int, D: int, P: int, rows: int) -> tuple[int, int]:
-    """(S, chunk): partitions and the samples of each, whole tiles of ``rows``; from the shape alone.
+def chunks(N: int, D: int, P: int, rows: int) -> tuple[int, ...]:
+    """Samples of a partition, whole tiles of ``rows``, from the shape alone: the rule's first.
 
-    Of the numbers whose partials stay within :data:`PARTIALS_SHARE`, the one with which the slowest of
-    :data:`SPREAD_OVER` loses least.
+    Of the numbers of partitions whose partials stay within :data:`PARTIALS_SHARE`, the rule takes the one
+    with which the slowest of :data:`SPREAD_OVER` loses least; each of these alone has another that suits it.
     """
     tiles = max(1, -(-N // rows))
     most = max(min(tiles, PARTITIONS_LEAST), min(tiles, int(PARTIALS_SHARE * N * D / P)))
-
-    def worst(each: int) -> float:
-        S = -(-tiles // each)
-        return min(tiles / (sms * -(-S // sms) * each) for sms in SPREAD_OVER)
-
     least = -(-tiles // most)
-    each = max(range(least, 3 * least + 1), key=lambda each: (worst(each), -each))
-    return -(-N // (each * rows)), each * rows
+
+    def best(gpus: tuple[int, ...]) -> int:
+        def worst(each: int) -> float:
+            S = -(-tiles // each)
+            return min(tiles / (sms * -(-S // sms) * each) for sms in gpus)
+
+        return rows * max(range(least, 3 * least + 1), key=lambda each: (worst(each), -each))
+
+    return tuple(dict.fromkeys((best(SPREAD_OVER), *(best((sms,)) for sms in SPREAD_OVER))))
 
 
 @functools.lru_cache(maxsize=64)
-def geometry(problem: Problem) -> Geometry:
-    """The kernel's; ``ValueError`` with the reason where R1 cannot."""
+def tilings(problem: Problem) -> tuple[StepTiling, ...]:
+    """Tiles that hold dW1 and fit the shared memory, by partitions that suit some GPU; the rule's first.
+
+    ``ValueError`` with the reason where R1 cannot.
+    """
     reason = refusal(problem)
     if reason:
         raise ValueError(f"path R1: {reason}")
-    p, tile = problem, tile_of(problem)
-    assert tile is not None, "refused before"
+    p, limit = problem, shared_limit(problem.arch)
+    return tuple(
+        StepTiling(tile, chunk)
+        for tile in tiles_of(p)
+        if _shared_bytes(p, tile, 1) <= limit
+        for chunk in chunks(p.N, p.D, sum(p.sizes.values()), tile.ROWS)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def geometry(problem: Problem, tiling: Tiling | None = None) -> Geometry:
+    """The kernel's, by the rule where ``tiling`` is None; ``ValueError`` where R1 cannot."""
+    p, chosen = problem, pick("R1", tilings(problem), tiling)
+    tile, chunk = chosen.tile, chosen.chunk
     buffers = 2 if p.inputs != "uint8" and _shared_bytes(p, tile, 2) <= shared_limit(p.arch) else 1
-    S, chunk = split_samples(p.N, p.D, sum(p.sizes.values()), tile.ROWS)
-    return Geometry(tile, _pitch(p, tile), buffers, _shared_bytes(p, tile, buffers), chunk, S)
+    return Geometry(tile, _pitch(p, tile), buffers, _shared_bytes(p, tile, buffers), chunk, -(-p.N // chunk))
 
 
 def kernel_of(problem: Problem, tile: Tile, vx: int) -> Kernel:
@@ -154,9 +179,10 @@ def loss_functor(loss: str, output: str) -> str:
     return names.get(loss) or f"MeanSquaredError<{activation_op.functor_of(output)}>"
 
 
-def lay_out(problem: Problem) -> Layout:
+def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     """Two launches; for X whose rows are as aligned as their length allows."""
-    p, g = problem, geometry(problem)
+    p, chosen = problem, pick("R1", tilings(problem), tiling)
+    g = geometry(problem, chosen)
     resident = 1
     if g.tile.blocks > 1:  # an SM has 1 KB more than one block may have, and takes 1 KB a block itself
         resident = max(1, min(g.tile.blocks, (shared_limit(p.arch) + 1024) // (g.shared + 1024)))
@@ -189,6 +215,7 @@ def lay_out(problem: Problem) -> Layout:
     return Layout(
         path="R1",
         problem=p,
+        tiling=chosen,
         launches=tuple(launches),
         partitions=S,
         workspace={"two_layer.partials": S * p.flat_size * size, "two_layer.loss_partials": S * size},
@@ -202,7 +229,7 @@ def lay_out(problem: Problem) -> Layout:
 
 def run(layout: Layout, arrays: StepArrays) -> None:
     """The launches of one step; nothing is allocated after the first."""
-    p, g = layout.problem, geometry(layout.problem)
+    p, g = layout.problem, geometry(layout.problem, layout.tiling)
     xp = get_array_module(arrays.X, arrays.y, arrays.parameters.flat)
     dtype = np.dtype(p.dtype)
     X, y = arrays.X, arrays.y
@@ -271,7 +298,7 @@ CATALOGUE = (
         "two_layer.step",
         FILE,
         _instances(),
-        f"grid min(S slices, multiprocessors · blocks), block {THREADS}; S from split_samples",
+        f"grid min(S slices, multiprocessors · blocks), block {THREADS}; S = ⌈N / chunk⌉ from chunks",
         _bytes,
     ),
 )

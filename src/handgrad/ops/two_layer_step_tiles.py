@@ -1,6 +1,7 @@
 """How a block of R1 divides its products among its threads: the tiles of ``kernels/two_layer_step.cu``.
 
-Sizes are in elements, as the kernel computes them from the same constants.
+Sizes are in elements, as the kernel computes them from the same constants.  Test:
+``tests/test_two_layer_step.py``, ``tests/test_tilings.py``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class FmaTile:
 
     BK = 8
 
+    def __str__(self) -> str:
+        sliced = f"/{self.slices}" if self.slices > 1 else ""
+        return f"{self.ROWS}/{self.TM}x{self.TN}/{self.HN}{sliced}"
+
     @property
     def columns(self) -> int:
         """Columns of Z1 in one go over k."""
@@ -93,18 +98,21 @@ class FmaTile:
         )
 
 
-def fma_tile(problem: Problem) -> FmaTile | None:
-    """The smallest tile whose threads hold dW1, in as few slices as possible; None where none does."""
+def fma_tiles(problem: Problem) -> tuple[FmaTile, ...]:
+    """The tiles whose threads hold dW1, in as few slices as possible: the smallest first."""
     D, H = problem.D, problem.H
     shapes = ACCUMULATORS[problem.dtype]
     goes = -(-H // (COLUMN_LANES * LANE_COLUMNS[-1]))
     HN = next(HN for HN in LANE_COLUMNS if goes * COLUMN_LANES * HN >= H)
     for slices in range(1, 1 + MOST_SLICES[problem.dtype]):
+        found = []
         for ROWS, TM, TN in shapes if slices == 1 else shapes[-1:]:
             d_groups, h_groups = -(-D // (TM * slices)), -(-H // TN)
             if d_groups * h_groups <= THREADS:
-                return FmaTile(problem.dtype, ROWS, TM, TN, HN, slices, d_groups, h_groups)
-    return None
+                found.append(FmaTile(problem.dtype, ROWS, TM, TN, HN, slices, d_groups, h_groups))
+        if found:
+            return tuple(found)
+    return ()
 
 
 PRECISIONS = {"tf32": "Tf32", "3xtf32": "SplitTf32", "bfloat16": "Bfloat16"}  # C++ types
@@ -126,6 +134,9 @@ class MmaTile:
 
     ROWS, BK, vector = 16, 16, 4
     slices, d_groups, h_groups, blocks = 1, 1, 1, 1
+
+    def __str__(self) -> str:
+        return f"{self.MT}x{self.NT}/{self.ZT}"
 
     @property
     def columns(self) -> int:
@@ -165,17 +176,29 @@ def _eight_apart(columns: int) -> int:
     return round_up(max(columns - 8, 0), 16) + 8
 
 
-def mma_tile(problem: Problem) -> MmaTile | None:
-    """The smallest tile whose warps hold dW1; None where none does."""
-    for MT, NT, ZT in WARP_TILES[problem.precision]:
-        if problem.D <= 16 * WARPS * MT and problem.H <= 8 * NT:
-            return MmaTile(problem.precision, MT, NT, ZT)
-    return None
+def mma_tiles(problem: Problem) -> tuple[MmaTile, ...]:
+    """The tiles whose warps hold dW1, the smallest first."""
+    return tuple(
+        MmaTile(problem.precision, MT, NT, ZT)
+        for MT, NT, ZT in WARP_TILES[problem.precision]
+        if problem.D <= 16 * WARPS * MT and problem.H <= 8 * NT
+    )
 
 
 Tile = FmaTile | MmaTile
 
 
-def tile_of(problem: Problem) -> Tile | None:
-    """The tile for a problem, from its shape and types alone; None where registers do not hold dW1."""
-    return fma_tile(problem) if problem.precision == problem.dtype else mma_tile(problem)
+def tiles_of(problem: Problem) -> tuple[Tile, ...]:
+    """The tiles that hold dW1 and keep threads at work, the rule's first, from shape and types alone; none
+    where registers do not hold dW1.
+
+    Where a larger tile leaves more than three quarters of the threads without an element of dW1, or of the
+    elements of the accumulators without one, it is left out.
+    """
+    if problem.precision == problem.dtype:
+        found = fma_tiles(problem)
+        busy = [one for one in found[1:] if one.d_groups * one.h_groups >= THREADS / 4]
+        return (*found[:1], *busy)
+    tiles = mma_tiles(problem)
+    held = problem.D * problem.H / (WARPS * 16 * 8)  # tiles of 16 x 8 that a warp needs
+    return (*tiles[:1], *(one for one in tiles[1:] if held >= one.MT * one.NT / 4))

@@ -15,12 +15,14 @@ from handgrad.ops import activation as activation_op
 from handgrad.ops import loss as loss_op
 from handgrad.ops import two_layer_general as path
 from handgrad.ops.two_layer import Problem
-from handgrad.ops.two_layer_general_geometry import FEW, TENSOR, Geometry
+from handgrad.ops.two_layer_general_geometry import Geometry
+from handgrad.ops.two_layer_general_tiles import FEW, TENSOR
 from handgrad.proof import reference
 from handgrad.proof.covering import pairwise
 from handgrad.proof.guarded import POISON, Memory, Output, bits_of
 from handgrad.proof.roundoff import PRECISIONS, Bounded
 from handgrad.proof.trials.trial import HIDDEN, INPUTS, OUTPUTS, SAMPLES, Trial
+from handgrad.proof.trials.two_layer_tilings import tiling_trials
 
 Host = NDArray[Any]
 Run = Callable[..., list[Output]]
@@ -225,8 +227,10 @@ def output_wide_trials(dtype: str, quick: bool) -> list[Trial]:
 
 
 def weight_trials(dtype: str, quick: bool) -> list[Trial]:
-    """Of the catalogue's two_layer.general_weight."""
-    return _trials("two_layer.general_weight", weight, "weight_kernel", dtype, quick)
+    """Of the catalogue's two_layer.general_weight; and whole steps by other tilings than the rule's."""
+    op = "two_layer.general_weight"
+    others = [] if quick else tiling_trials(op, path, "R4", dtype)
+    return _trials(op, weight, "weight_kernel", dtype, quick) + others
 
 
 def _trials(op: str, run: Run, kernel: str, dtype: str, quick: bool) -> list[Trial]:
