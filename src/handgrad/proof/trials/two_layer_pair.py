@@ -17,7 +17,7 @@ from handgrad.proof.roundoff import Bounded
 from handgrad.proof.trials.optimizer import FROZEN, SETTINGS, _flat, _guard, _masks, _where
 from handgrad.proof.trials.trial import Trial
 from handgrad.proof.trials.two_layer_paths import path_trials
-from handgrad.proof.trials.two_layer_step import LOSSES
+from handgrad.proof.trials.two_layer_tilings import LOSSES, tiling_trials
 
 SHAPES = (  # N, D, H, C: every tile of either kernel; ragged sides; several splits
     (0, 3, 50, 2),
@@ -57,7 +57,8 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
     several_tiles = two_layer_pair.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
     rows.append({"N": several_tiles, "D": 3, "H": 5, "C": 2, "loss": "cross_entropy", "activation": "tanh"})
-    return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows])
+    others = [] if quick else tiling_trials("two_layer.pair_forward", two_layer_pair, "R3", dtype)
+    return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows]) + others
 
 
 def update(

@@ -29,18 +29,23 @@ PIXELS = (2 / 255, -1.0)  # scale and shift of uint8
 def path_step(
     m: Memory, path: ModuleType, problem: Problem, *,
     kind: str = "normal", x: str = "aligned", y: str = "aligned", sms: int = 0,
-    second: str = "",
+    second: str = "", tiling: str = "",
 ) -> list[Output]:  # fmt: skip
     """One step with the rule Store: the gradient in its flat buffer, and the loss.
 
     ``kind``: "normal" numbers; "integers" whose products and sums are exact; "special" rows of X with NaN and
     infinities; "huge" logits; "dead" hidden units; "unknown label" in the first and the last row.
     ``second``: the precision of the second layer's products, where it is that of the first.
-    ``sms``: laid out for as many multiprocessors, 0 for those of the device.
+    ``sms``: laid out for as many multiprocessors, 0 for those of the device.  ``tiling``: by name, the
+    rule's where empty.
     """
     device = device_limits(m.xp)
     p = dataclasses.replace(problem, rule="Store", arch=device.arch, sms=sms or device.sms)
     if path.refusal(p):  # for what this architecture lacks: there another path takes the problem
+        return []
+    offered = path.tilings(p)
+    chosen = [one for one in offered if one.name == tiling] if tiling else offered[:1]
+    if not chosen:  # for what this architecture has no room for
         return []
     shapes = {"W1": (p.D, p.H), "b1": (p.H,), "W2": (p.H, p.C), "b2": (p.C,)}
     values = {
@@ -72,7 +77,7 @@ def path_step(
         loss,
         m.workspace,
     )
-    path.run(path.lay_out(p), arrays)
+    path.run(path.lay_out(p, chosen[0]), arrays)
 
     @functools.cache
     def expected() -> two_layer_reference.Step:

@@ -8,11 +8,8 @@ from handgrad.ops import activation as activation_op
 from handgrad.ops import two_layer_step
 from handgrad.proof.trials.trial import Trial
 from handgrad.proof.trials.two_layer_paths import path_trials
+from handgrad.proof.trials.two_layer_tilings import LOSSES, tiling_trials
 
-LOSSES = (
-    *(("mse", name) for name in activation_op.NAMES),
-    *((name, "identity") for name in ("bce", "cross_entropy", "hinge")),
-)
 SHAPES = (  # N, D, H, C: every tile; ragged sides; several goes over k; more samples than a partition
     (0, 3, 50, 2),
     (1, 1, 1, 1),
@@ -67,7 +64,8 @@ def step_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**pixels, "N": 37, "D": 35, "H": 17, "C": 3, "x": "misaligned"})
     if dtype == "float32":
         rows += _tensor_core_rows(quick)
-    return path_trials("two_layer.step", two_layer_step, rows)
+    others = [] if quick else tiling_trials("two_layer.step", two_layer_step, "R1", dtype)
+    return path_trials("two_layer.step", two_layer_step, rows) + others
 
 
 def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
