@@ -29,7 +29,7 @@ PATHS = tuple(paths.MODULES)
 STEP_PATHS = tuple(name for name in paths.STEP_ORDER if name in paths.MODULES)
 KEYS = {
     *("path", "launches_per_step", "launches_per_epoch", "kernels", "partitions", "workspace_bytes"),
-    *("traffic", "predicted_seconds", "reason"),
+    *("traffic", "predicted_seconds", "reason", "tiling", "measured"),
 }
 PLACES = 8  # boundaries that are tried, at most
 LAUNCHES = {"R1": 2, "R2": 0, "R3": 2, "R4": 4}
@@ -279,7 +279,10 @@ def test_a_plan_has_the_keys_that_are_promised(path):
     assert json.loads(json.dumps(row)) == row
     text = str(shown)
     assert "predicted, not measured" in text
-    for word in (f"plan {path}", "A100", "S = ", "bytes of dynamic shared memory", row["reason"]):
+    assert row["tiling"] == shown.layout.tiling.name
+    assert row["measured"] is False
+    words = (f"plan {path}", "A100", "S = ", "bytes of dynamic shared memory", row["reason"], row["tiling"])
+    for word in words:
         assert word in text
     assert all(0 < share <= 1 for share in shown.wave_efficiency.values())
 

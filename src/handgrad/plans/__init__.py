@@ -61,11 +61,11 @@ def plan(
     problem = problem_of(net, N, rule=rule, inputs=inputs, gpu=None if named is None else find_gpu(named))
     asked = path or _named(net)
     measured = tuning.winner(net, problem) if asked is None and gpu is None else None
-    choice = choose(
-        problem, asked or (None if measured == tuning.CUBLAS else measured), epoch and clip_norm is None
-    )
+    if measured is not None and measured.tiling is not None:
+        return Plan(tuning.choice_of(problem, measured), number, clipped=clip_norm is not None)
+    choice = choose(problem, asked, epoch and clip_norm is None)
     if measured is not None:
-        choice = replace(choice, reason=f"{measured} was measured to be the fastest on this GPU")
+        choice = replace(choice, reason=f"{measured.name} was measured to be the fastest on this GPU")
     return Plan(choice, number, clipped=clip_norm is not None)
 
 

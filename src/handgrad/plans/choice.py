@@ -15,6 +15,7 @@ import functools
 from dataclasses import dataclass
 
 from handgrad.gpus import Gpu, find_gpu
+from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem
 from handgrad.plans import model, paths
 
@@ -27,11 +28,15 @@ STAND_FOR = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A path's layout, why it is this one, and what was asked for but cannot be, in one line ("" else)."""
+    """A path's layout, why it is this one, and what was asked for but cannot be, in one line ("" else).
+
+    ``measured``: path and tiling, on this GPU.
+    """
 
     layout: Layout
     reason: str
     instead: str = ""
+    measured: bool = False
 
 
 class NoPath(ValueError):
@@ -100,10 +105,15 @@ def refusal_of(problem: Problem, path: str) -> str:
     return paths.module_of(path).refusal(problem)
 
 
+def tilings_of(problem: Problem, path: str) -> tuple[Tiling, ...]:
+    """What the path offers, the rule's first."""
+    return paths.module_of(path).tilings(problem)
+
+
 @functools.lru_cache(maxsize=256)
-def lay_out(problem: Problem, path: str) -> Layout:
-    """The path's own layout."""
-    return paths.module_of(path).lay_out(problem)
+def lay_out(problem: Problem, path: str, tiling: Tiling | None = None) -> Layout:
+    """The path's own layout, with the rule's tiling where None."""
+    return paths.module_of(path).lay_out(problem, tiling)
 
 
 def gpu_like(problem: Problem) -> Gpu:

@@ -9,7 +9,7 @@ from typing import Any
 from handgrad.gpus import GPUS, LABEL
 from handgrad.ops.two_layer import Launch, Layout
 from handgrad.plans import model, paths
-from handgrad.plans.choice import Choice, lay_out, refusal_of
+from handgrad.plans.choice import Choice, lay_out, refusal_of, tilings_of
 
 SLOTS = ("momentum", "first_moment", "second_moment")  # of the optimizer's state
 
@@ -65,8 +65,13 @@ class Plan:
         return self.layout.launches
 
     @property
+    def tiling(self) -> str:
+        """Tiles and partitions, by name: the rule's, or those that were measured."""
+        return self.layout.tiling.name
+
+    @property
     def partitions(self) -> int:
-        """S: parts of the batch whose gradients are summed in order; from the shape alone."""
+        """S: parts of the batch whose gradients are summed in order; from the shape and the tiling alone."""
         return self.layout.partitions
 
     @property
@@ -95,10 +100,11 @@ class Plan:
 
     def _elsewhere(self) -> dict[str, Layout]:
         problems = {gpu.name: model.on_gpu(self.layout.problem, gpu) for gpu in GPUS}
+        tiling = self.layout.tiling
         return {
-            name: lay_out(problem, self.path)
+            name: lay_out(problem, self.path, tiling)
             for name, problem in problems.items()
-            if not refusal_of(problem, self.path)
+            if not refusal_of(problem, self.path) and tiling in tilings_of(problem, self.path)
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,6 +124,8 @@ class Plan:
                 }
                 for one in self.kernels
             ],
+            "tiling": self.tiling,
+            "measured": self.choice.measured,
             "partitions": self.partitions,
             "workspace_bytes": self.workspace_bytes,
             "traffic": self.traffic,
@@ -139,10 +147,10 @@ class Plan:
             f"  reason     {self.reason}",
             f"  launches   {self.launches_per_step} a step, {self.launches_per_epoch} an epoch of "
             f"{self.samples} samples",
+            f"  tiling     {self.tiling}",
             f"  partitions S = {self.partitions}; workspace {self.workspace_bytes:,} bytes",
+            f"  note       {layout.note}; {'measured on this GPU' if self.choice.measured else 'by rule'}",
         ]
-        if layout.note:
-            lines.append(f"  note       {layout.note}")
         lines.append(f"  kernels of {of_what}")
         for one in self.kernels:
             sizes = " ".join(

@@ -124,5 +124,5 @@ def wave_efficiency(layout: Layout) -> float:
 
 def resident_blocks(layout: Layout) -> int:
     """Blocks of R1's first kernel that the GPU holds at once, as its own grid has it."""
-    one = paths.module_of(layout.path).lay_out(dataclasses.replace(layout.problem, sms=1))
+    one = paths.module_of(layout.path).lay_out(dataclasses.replace(layout.problem, sms=1), layout.tiling)
     return max(1, math.prod(one.launches[0].grid)) * layout.problem.sms

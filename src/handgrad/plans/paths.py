@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 from handgrad.ops import two_layer_epoch, two_layer_general, two_layer_pair, two_layer_step
+from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 
 STEP_ORDER = ("R1", "R3", "R4")
@@ -31,8 +32,11 @@ class Path(Protocol):
     def refusal(self, problem: Problem) -> str:
         """Why it cannot do the problem, in one line; "" where it can."""
 
-    def lay_out(self, problem: Problem) -> Layout:
-        """How it would run the problem."""
+    def tilings(self, problem: Problem) -> tuple[Tiling, ...]:
+        """Its tiles and partitions to choose from, the rule's first; ``ValueError`` where it cannot."""
+
+    def lay_out(self, problem: Problem, tiling: Tiling | None = None) -> Layout:
+        """How it would run the problem, with the rule's tiling where None."""
 
     def run(self, layout: Layout, arrays: StepArrays) -> None:
         """The launches of one step."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from handgrad.arrays import Array
 from handgrad.kernel import device_limits
 from handgrad.ops import batch, checks
+from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 from handgrad.ops.workspace import Workspace
 from handgrad.plans import paths, tuning
@@ -67,9 +68,10 @@ class PlannedTraining:
 
     def __init__(self, net: MLP) -> None:
         self._net = net
-        self._bound: OrderedDict[tuple[str, Problem], BoundPlan] = OrderedDict()
+        self._bound: OrderedDict[tuple[str, Problem, Tiling], BoundPlan] = OrderedDict()
         self._decisions: dict[Hashable, Choice | str | None] = {}
         self._cublas = CublasTraining(net)
+        self._taken: Choice | None = None
 
     # ---- one step
 
@@ -112,6 +114,8 @@ class PlannedTraining:
 
         Remembered, since a small step takes the device less time than choosing takes the host.
         """
+        if self._taken is not None:
+            return self._taken
         net = self._net
         key = (N, inputs, rule, epoch, kernels, net.path, device_limits(net.xp))
         if key not in self._decisions:
@@ -143,14 +147,18 @@ class PlannedTraining:
         problem = problem_of(net, N, rule=rule, inputs=inputs)
         asked = None if net.path == paths.EPOCH and not epoch else net.path
         measured = tuning.winner(net, problem) if asked is None else None
-        if measured == tuning.CUBLAS:
-            if not kernels:
-                return measured
-            measured = None
+        if measured is not None and measured.tiling is not None:
+            return tuning.choice_of(problem, measured)
+        if measured is not None and not kernels:
+            return tuning.CUBLAS
         try:
-            return choose(problem, asked or measured, epoch)
+            return choose(problem, asked, epoch)
         except NoPath:
             return None
+
+    def take(self, choice: Choice) -> None:
+        """Run steps by this choice from now on, whatever else there is: it is to be measured."""
+        self._taken = choice
 
     def forget(self) -> None:
         """Decide anew from now on: something was measured."""
@@ -178,7 +186,7 @@ class PlannedTraining:
         return bound.loss
 
     def _bind(self, layout: Layout) -> BoundPlan:
-        key = (layout.path, layout.problem)
+        key = (layout.path, layout.problem, layout.tiling)
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bound[key] = BoundPlan(layout, self._net.xp)

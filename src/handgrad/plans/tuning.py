@@ -1,32 +1,30 @@
-"""Measured winners: which path, or cuBLAS, takes the least time for a shape on this GPU.
+"""Measured winners: which path with which tiles, or cuBLAS, takes the least time for a shape on this GPU.
 
-``tune(net, batch_size)`` times every candidate on the GPU and remembers the winner in ``plans.json`` of the
-cache folder, by device, shape, types and precision; training and ``plan`` then take it where no path was
-asked for.  Without a measurement the choice follows the total order and the model.
+``tune(net, batch_size)`` times every path on the GPU with the tiling by rule.  Of each path that comes near
+the fastest, it goes through the tiling's parts one by one: with the best tile of A1, say, through those of
+dW1, with that through the partitions.  The winner is remembered (:mod:`handgrad.plans.remembered`); training
+and ``plan`` then take it where no path was asked for.  Without a measurement the choice follows the total
+order and the model, and tiles follow the path's rule.
 
-The winner decides the order of sums, so the bits of a result depend on it; ``path=`` fixes it.
+The winner decides the order of sums, so the bits of a result depend on it; ``path=`` fixes them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from handgrad.arrays import synchronize, to_device
+from handgrad.arrays import Array, synchronize, to_device
 from handgrad.ops import loss as loss_op
+from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Problem
-from handgrad.plans import paths
-from handgrad.plans.choice import refusal_of
+from handgrad.plans import paths, remembered
+from handgrad.plans.choice import Choice, lay_out, refusal_of, tilings_of
 from handgrad.plans.problems import problem_of
 
 if TYPE_CHECKING:
@@ -34,29 +32,48 @@ if TYPE_CHECKING:
     from handgrad.ops.optimizer import Optimizer
 
 CUBLAS = "cublas"
-FILE = "plans.json"
 ROUNDS, SECONDS = 7, 0.2  # of each candidate; each round fills its part of the seconds
+WORTH = 1.5  # times the fastest path's seconds: up to there, a path's other tilings are measured
+GAIN = 0.98  # of the best tiling's seconds so far, that another has to stay below: noise changes nothing
 
 Measure = Callable[[Callable[[], object], Any], float]
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """What can run a step: a path with its tiling, or "cublas", which has none."""
+
+    path: str
+    tiling: Tiling | None = None
+
+    @property
+    def name(self) -> str:
+        """As "R4 (hidden 64x64x16/8x4, ...)"."""
+        return self.path if self.tiling is None else f"{self.path} ({self.tiling.name})"
+
+
+@dataclass(frozen=True)
 class Tuned:
-    """``winner``: a path's name or "cublas"; ``seconds``: of a step, by candidate; measured on ``device``."""
+    """``winner``: a path's name or "cublas"; ``tiling``: the winner's by name, "" for cuBLAS; ``seconds``: of
+    a step, by candidate, in the order in which they were measured on ``device``."""
 
     device: str
     winner: str
+    tiling: str
     seconds: dict[str, float]
 
     def __str__(self) -> str:
-        times = ", ".join(f"{name} {value * 1e6:.1f} µs" for name, value in self.seconds.items())
-        return f"{self.winner} is the fastest on {self.device} (measured: {times})"
+        fastest = f"{self.winner} ({self.tiling})" if self.tiling else self.winner
+        lines = [f"{fastest} is the fastest on {self.device}; measured, a step:"]
+        lines += [f"  {value * 1e6:>10.1f} µs  {name}" for name, value in self.seconds.items()]
+        return "\n".join(lines)
 
 
 def tune(net: MLP, batch_size: int, *, optimizer: Optimizer | None = None) -> Tuned:
-    """Measure every candidate for steps of ``batch_size`` and remember the fastest; ``net`` is left as it is.
+    """Measure paths and tilings for steps of ``batch_size``, remember the fastest, leave ``net`` as it is.
 
-    Raises ``ValueError`` without a GPU: there, the choice follows the model.
+    ``optimizer``: whose rule is applied; SGD with momentum where None.  Raises ``ValueError`` without a GPU:
+    there, the choice follows the model.
     """
     if net.device.kind != "cuda":
         raise ValueError(
@@ -73,40 +90,101 @@ def measure_candidates(
     net: MLP, batch_size: int, optimizer: Optimizer | None, device: str, measure: Measure
 ) -> Tuned:
     """:func:`tune` with the measuring left to ``measure(step, xp)``."""
-    from handgrad.network import MLP
-    from handgrad.ops.optimizer import SGD, from_config
+    from handgrad.ops.optimizer import SGD
 
     rule = SGD(1e-3, momentum=0.9) if optimizer is None else optimizer
     problem = problem_of(net, batch_size, rule=rule.rule)
-    seconds: dict[str, float] = {}
+    seconds: dict[Candidate, float] = {}
     X, y = (to_device(array, net.device) for array in _data(problem))
-    for name in candidates(problem, net):
-        matmul = CUBLAS if name == CUBLAS else "kernels"
-        words: dict[str, Any] = {**net.config(), "device": net.device, "matmul": matmul}
-        twin = MLP(**words, path=None if name == CUBLAS else name)
-        own_rule = from_config(rule.config())
-        seconds[name] = measure(lambda twin=twin, own_rule=own_rule: twin.train_step(X, y, own_rule), net.xp)  # type: ignore[misc]
-    tuned = Tuned(device, min(seconds, key=seconds.__getitem__), seconds)
-    _remember(tuned, problem)
+
+    def time_of(one: Candidate) -> float:
+        if one not in seconds:
+            seconds[one] = measure(_step(net, problem, one, rule, X, y), net.xp)
+        return seconds[one]
+
+    found = candidates(problem, net)
+    worth = WORTH * min([time_of(one) for one in found if one.tiling is not None])
+    found = [_descend(problem, one, time_of) if time_of(one) <= worth else one for one in found]
+    best = min(found, key=time_of)
+    tuned = Tuned(
+        device,
+        best.path,
+        "" if best.tiling is None else best.tiling.name,
+        {one.name: value for one, value in seconds.items()},
+    )
+    row = {"winner": tuned.winner, "tiling": tuned.tiling, "seconds": tuned.seconds}
+    remembered.remember(device, problem, row)
     return tuned
 
 
-def candidates(problem: Problem, net: MLP) -> list[str]:
-    """The paths that can take a step of the problem, and cuBLAS on a GPU in the precision of the dtype."""
-    found = [name for name in paths.STEP_ORDER if not refusal_of(problem, name)]
+def candidates(problem: Problem, net: MLP) -> list[Candidate]:
+    """The paths that can take a step of the problem, each with the tiling by its rule, and cuBLAS on a GPU in
+    the precision of the dtype."""
+    names = [name for name in paths.STEP_ORDER if not refusal_of(problem, name)]
+    found = [Candidate(name, tilings_of(problem, name)[0]) for name in names]
     if net.device.kind == "cuda" and problem.precision == problem.dtype and net.matmul != "kernels":
-        found.append(CUBLAS)
+        found.append(Candidate(CUBLAS))
     return found
 
 
-def winner(net: MLP, problem: Problem) -> str | None:
-    """The remembered winner for this problem on the network's GPU; None where nothing was measured."""
+def _descend(problem: Problem, rule: Candidate, time_of: Callable[[Candidate], float]) -> Candidate:
+    """The best of the path's tilings, gone through part by part, each with the best of the parts before."""
+    best, start = rule, rule.tiling
+    if start is None:
+        return rule
+    for part in (field.name for field in fields(start)):
+        rivals = [one for one in tilings_of(problem, rule.path) if start.changes(one) == (part,)]
+        for rival in (Candidate(rule.path, one) for one in rivals):
+            if time_of(rival) < GAIN * time_of(best):
+                best = rival
+        start = best.tiling or start
+    return best
+
+
+def _step(
+    net: MLP, problem: Problem, one: Candidate, rule: Optimizer, X: Array, y: Array
+) -> Callable[[], object]:
+    """A training step of a twin of ``net`` by this candidate."""
+    from handgrad.network import MLP
+    from handgrad.ops.optimizer import from_config
+    from handgrad.plans.training import PlannedTraining
+
+    matmul = CUBLAS if one.tiling is None else "kernels"
+    words: dict[str, Any] = {**net.config(), "device": net.device, "matmul": matmul}
+    twin, own_rule = MLP(**words), from_config(rule.config())
+    if isinstance(twin._planned, PlannedTraining):
+        twin._planned.take(Choice(lay_out(problem, one.path, one.tiling), "it is being measured"))
+    return lambda: twin.train_step(X, y, own_rule)
+
+
+# ---- the winner ------------------------------------------------------------------------------------------
+
+
+def winner(net: MLP, problem: Problem) -> Candidate | None:
+    """The remembered winner for this problem on the network's GPU.
+
+    None where nothing was measured, and where what is remembered is no path or no tiling that this version
+    knows for the problem.  A row without a tiling, as older versions wrote it, stands for the rule's.
+    """
     if net.device.kind != "cuda":
         return None
-    row = _read(_stamp()).get(device_name(net), {}).get(key_of(problem), {})
-    name = row.get("winner")
-    known = name in paths.STEP_ORDER and not refusal_of(problem, name)
-    return name if known or (name == CUBLAS and net.matmul == "auto") else None
+    row = remembered.find(device_name(net), problem)
+    path, name = row.get("winner"), row.get("tiling")
+    if path == CUBLAS:
+        return Candidate(CUBLAS) if net.matmul == "auto" else None
+    if path not in paths.STEP_ORDER or refusal_of(problem, path):
+        return None
+    offered = tilings_of(problem, path)
+    if name is None:
+        return Candidate(path, offered[0])
+    return next((Candidate(path, one) for one in offered if one.name == name), None)
+
+
+def choice_of(problem: Problem, measured: Candidate) -> Choice:
+    """The choice of a path and tiling that :func:`winner` gives."""
+    assert measured.tiling is not None, "cuBLAS is no path"
+    reason = f"{measured.path} with {measured.tiling.name} was measured to be the fastest on this GPU"
+    return Choice(lay_out(problem, measured.path, measured.tiling), reason, measured=True)
 
 
 def device_name(net: MLP) -> str:
@@ -120,14 +198,6 @@ def _gpu_name(index: int) -> str:
 
     name = cupy.cuda.runtime.getDeviceProperties(index)["name"]
     return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def key_of(problem: Problem) -> str:
-    """What a measurement holds for: all that the kernels depend on."""
-    p = problem
-    bias = "bias" if p.bias else "no bias"
-    words = (p.activation, p.output, p.loss, bias, p.dtype, p.precision, p.inputs, p.rule)
-    return " ".join((f"{p.N}x{p.D}x{p.H}x{p.C}", *words))
 
 
 # ---- measuring -------------------------------------------------------------------------------------------
@@ -158,52 +228,3 @@ def _seconds_of_a_step(step: Callable[[], object], xp: Any) -> float:
         synchronize(xp)
         found.append((time.perf_counter() - begin) / steps)
     return float(np.median(found))
-
-
-# ---- remembering -----------------------------------------------------------------------------------------
-
-
-def file() -> Path | None:
-    """``plans.json`` in ``$HANDGRAD_CACHE``, else ``$XDG_CACHE_HOME/handgrad``, else ``~/.cache/handgrad``;
-    None without a home."""
-    chosen, xdg = os.environ.get("HANDGRAD_CACHE", ""), os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(chosen) if chosen else (Path(xdg) if xdg else Path.home() / ".cache") / "handgrad"
-    except RuntimeError:
-        return None
-    return base.absolute() / FILE
-
-
-def _stamp() -> tuple[str, int]:
-    """Changes with the file."""
-    place = file()
-    with contextlib.suppress(OSError):
-        if place is not None:
-            return str(place), place.stat().st_mtime_ns
-    return "", 0
-
-
-@functools.lru_cache(maxsize=4)
-def _read(stamp: tuple[str, int]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What is remembered; nothing where the file is missing or is none of ours."""
-    try:
-        found = json.loads(Path(stamp[0]).read_text(encoding="utf-8"))
-        assert all(isinstance(row, dict) for rows in found.values() for row in rows.values())
-    except (OSError, ValueError, AttributeError, AssertionError):
-        return {}
-    return dict(found)
-
-
-def _remember(tuned: Tuned, problem: Problem) -> None:
-    """Add the measurement to the file, whole or not at all; a folder that cannot be written is no error."""
-    place = file()
-    if place is None:
-        return
-    known = json.loads(json.dumps(_read(_stamp())))
-    row = {"winner": tuned.winner, "seconds": tuned.seconds}
-    known.setdefault(tuned.device, {})[key_of(problem)] = row
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as out:
-            json.dump(known, out, indent=1, sort_keys=True)
-        Path(out.name).replace(place)
