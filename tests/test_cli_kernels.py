@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import handgrad, report, succeeds
+from command_line import handgrad, refused, report, succeeds
 
+from handgrad import arrays
+from handgrad.arrays import cuda_problem
 from handgrad.kernel import kernels_directory
+from handgrad.plans import tuning
 
 GATHER = ("kernels", "check", "--quick", "--op", "batch.gather")
 
@@ -55,3 +58,69 @@ def test_a_wrong_call_is_told_in_one_line(option):
     result = handgrad("kernels", "check", *option)
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
+
+
+# ---- tune ------------------------------------------------------------------------------------------------
+
+TUNE = ("kernels", "tune", "--shape", "64,20,12,3")
+
+
+@pytest.mark.skipif(not cuda_problem(), reason="a GPU answers")
+def test_without_a_gpu_there_is_one_line():
+    for words in ((), ("--json",), ("--device", "cuda:1")):
+        line = refused(*TUNE, *words, code=1)
+        assert line == f"error: --device: {cuda_problem(1 if words[-1:] == ('cuda:1',) else 0)}"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--device", "emulator"), "--device: expected cuda or cuda:N, got emulator; only a GPU is measured"),
+        (("--shape", "64,20,12"), "--shape: expected N,D,H,C, four whole numbers from 1 up, got '64,20,12'"),
+        (
+            ("--precision", "fp8"),
+            "precision: with dtype float32, expected float32 or tf32 or 3xtf32 or bfloat16",
+        ),
+        (
+            ("--dtype", "float64", "--precision", "tf32"),
+            "precision: with dtype float64, expected float64, got",
+        ),
+    ],
+)
+def test_a_wrong_call_of_tune_is_told_in_one_line(words, line, monkeypatch):
+    monkeypatch.setattr(arrays, "cuda_problem", lambda index=0: "")  # as if a GPU answered
+    assert refused(*TUNE, *words).startswith(f"error: {line}")
+
+
+def test_tune_measures_each_shape_with_what_was_asked_for(monkeypatch):
+    """On a stand-in: the emulator for the GPU, and times that are made up."""
+    asked = []
+
+    def tune(net, batch_size, optimizer):
+        asked.append((net.sizes, net.loss_name, net.precision, net.activation, batch_size, optimizer.rule))
+        return tuning.Tuned("Testcard", "R4", "hidden 64x64x16/8x4", {"R4 (hidden 64x64x16/8x4)": 2e-5})
+
+    monkeypatch.setattr(arrays, "resolve_device", lambda device: arrays.Device("emulator"))
+    monkeypatch.setattr(tuning, "tune", tune)
+    words = (
+        *TUNE,
+        "--shape",
+        "32,9,8,1",
+        "--precision",
+        "tf32",
+        "--optimizer",
+        "adam",
+        "--activation",
+        "tanh",
+    )
+    found = report(*words)
+    assert asked == [
+        ((20, 12, 3), "cross_entropy", "tf32", "tanh", 64, "Adam"),
+        ((9, 8, 1), "mse", "tf32", "tanh", 32, "Adam"),
+    ]
+    assert [row["step"] for row in found["steps"]] == ["64,20,12,3", "32,9,8,1"]
+    assert found["schema"] == "handgrad.tune/1"
+    assert found["steps"][0]["seconds"] == {"R4 (hidden 64x64x16/8x4)": 2e-5}
+    text = succeeds(*TUNE)
+    assert "R4 (hidden 64x64x16/8x4) is the fastest on Testcard; measured, a step:" in text
+    assert "      20.0 µs  R4 (hidden 64x64x16/8x4)" in text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handgrad.cli import choices, mutate, profile, sanitize, sass
+from handgrad.cli import choices, mutate, profile, sanitize, sass, tune
 from handgrad.cli.errors import FAILED
 from handgrad.cli.options import DeviceOption, JsonOption, KernelsOption, kernels_from
 
@@ -148,3 +148,4 @@ app.command("profile")(profile.profile)
 app.command("sass")(sass.sass)
 app.command("sanitize")(sanitize.sanitize)
 app.command("mutate")(mutate.mutate)
+app.command("tune")(tune.tune)
