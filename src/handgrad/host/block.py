@@ -107,9 +107,12 @@ class Block:
             if self.Z is not self.Z_rows:
                 calls.append((np.copyto, (self.Z, self.Z_rows)))
         if self.layout.bias:
-            rows = np.empty_like(Z)
-            self.bias_rows.append((np.copyto, (rows, self.parameters[f"b{layer}"])))
-            calls.append((np.add, (Z, rows, Z)))
+            b = self.parameters[f"b{layer}"]
+            if Z.nbytes < activation_op.LARGE:
+                rows = np.empty_like(Z)
+                self.bias_rows.append((np.copyto, (rows, b)))
+                b = rows
+            calls.append((np.add, (Z, b, Z)))
         if name != "identity":
             calls.append((call_activation, (activation_op._FORWARD, name, (Z, Z, self.scratch[layer - 1]))))
         return calls

@@ -90,6 +90,9 @@ def _launch(function: str, name: str, dtype: DType, *arrays: Array) -> None:
 # ---- NumPy: in place, with temporaries from a Scratch ------------------------------------------------------
 
 
+LARGE = 2**19  # bytes, from which on a second operand of the same size costs more than a row, used again and again
+
+
 class Scratch:
     """Temporaries for arrays of one shape, dtype and order, made when first asked for and kept."""
 
@@ -103,7 +106,9 @@ class Scratch:
 
     @functools.cached_property
     def zeros(self) -> Floats:
-        """Zeros: NumPy's maximum of two arrays takes a third of its time with a scalar."""
+        """Zeros, as many or a row of them: NumPy's maximum of two arrays takes a third of its time with a scalar."""
+        if self._like.nbytes >= LARGE and self._like.flags.c_contiguous:
+            return np.zeros(self._like.shape[-1], dtype=self._like.dtype)
         return np.zeros_like(self._like)
 
     @functools.cached_property

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from handgrad.ops import activation as activation_op
 
 Floats = NDArray[Any]
+KEPT_VIEWS = 8
 
 
 class MeanSquaredError:
@@ -89,13 +90,16 @@ class _Rows:
         self.unsigned = self.places.view(np.uint64)
         self.row, self.column = np.empty(N, dtype=Z.dtype), np.empty(N, dtype=Z.dtype)
         self.beside = self.row[:, None]  # of each sample's logits
-        self._flat: tuple[Floats, Floats] = (Z, (Z.T if self.by_class else Z).reshape(-1))
+        self._flat: dict[int, tuple[Floats, Floats]] = {}
 
     def flat(self, array: Floats) -> Floats:
         """The elements as they lie in memory."""
-        if self._flat[0] is not array:
-            self._flat = array, (array.T if self.by_class else array).reshape(-1)
-        return self._flat[1]
+        kept = self._flat.get(id(array))
+        if kept is None or kept[0] is not array:
+            if len(self._flat) == KEPT_VIEWS:
+                self._flat.clear()
+            kept = self._flat[id(array)] = array, (array.T if self.by_class else array).reshape(-1)
+        return kept[1]
 
     def find(self, y: Floats) -> None:
         """Set ``places``; ``ValueError`` for a label outside 0 .. C-1."""
