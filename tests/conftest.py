@@ -21,13 +21,18 @@ from handgrad import arrays, kernel
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COLUMNS", None)  # the width of the terminal, which pytest -n hands on to its processes
+
 
 FILES_OF_A_WHOLE_RUN = 30  # test files; fewer are soon done without
 BUILDER = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build ahead on another processor, where there is one."""
+    """Build ahead on another processor, where there is one that runs no tests."""
+    if hasattr(session.config, "workerinput"):  # one of several processes that share the tests (pytest -n)
+        return
     files = {item.path for item in session.items}
     if len(files) < FILES_OF_A_WHOLE_RUN or (os.cpu_count() or 1) < 2 or session.config.option.collectonly:
         return

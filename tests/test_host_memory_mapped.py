@@ -12,13 +12,13 @@ ALLOWED = 16 * MIB
 COLUMNS = 512
 
 CODE = """
-import ctypes, json, re, resource, sys
+import ctypes, json, re, resource, sys, threading
 from pathlib import Path
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: resident memory is counted in small pages
 import numpy as np
 import handgrad as hg
-from handgrad.host import arrangement
+from handgrad.host import arrangement, blas
 
 path, allowed, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 X = np.load(path, mmap_mode="r")
@@ -34,6 +34,17 @@ def status(name):
 def epoch(rows):
     return net.train_epoch(X, y, np.arange(rows), batch, optimizer, None, scale)
 
+def multiply():
+    square = np.ones((1024, 1024), np.float32)
+    together.wait()
+    for _ in range(20):
+        square @ square
+
+together = threading.Barrier(2)
+with blas.find().held():  # BLAS has a buffer for each of two callers at a time
+    others = [threading.Thread(target=multiply) for _ in range(2)]
+    [other.start() for other in others]
+    [other.join() for other in others]
 epoch(2 * batch)  # buffers and threads are there
 if not scale == 1.0:
     net.loss_and_grad(X[:8192], y[:8192])
