@@ -108,7 +108,7 @@ class Scratch:
 
     @functools.cached_property
     def zeros(self) -> Floats:
-        """Zeros, as many or one row: of two arrays NumPy takes the maximum in a third of the time of a scalar."""
+        """Zeros, as many or a row of them: the maximum with an array is quicker than with a scalar."""
         if self._like.nbytes >= LARGE and self._like.flags.c_contiguous:
             return np.zeros(self._like.shape[-1], dtype=self._like.dtype)
         return np.zeros_like(self._like)
