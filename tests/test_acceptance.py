@@ -7,23 +7,19 @@ import json
 
 import pytest
 from command_line import refused, report
+from small_networks import needs_compiler
 
-from handgrad import acceptance, emulator
+from handgrad import acceptance
 from handgrad.acceptance import ceilings, rivals, stages, timing
 from handgrad.acceptance import report as written
 from handgrad.arrays import resolve_device
 from handgrad.plans import paths
 from handgrad.throughput import Shape
 
+pytestmark = needs_compiler
+
+
 SHAPE = Shape(48, 20, 12, 3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import pytest
 from command_line import refused, report, succeeds
+from small_networks import needs_compiler
 
-from handgrad import emulator
 from handgrad.plans import paths
 from handgrad.proof.plan_traffic import profile_plan
 from handgrad.proof.traffic import Shape
+
+pytestmark = needs_compiler
+
 
 PATHS = tuple(paths.MODULES)
 LAUNCHES = {"R1": 2, "R2": 1, "R3": 2, "R4": 4}
 # A few numbers for each block, of which plans say nothing.
 CONTROL = ("hyperparameters", "steps", "ticket", "tickets", "barrier", "trainable")
 KEYS = {"compulsory", "expected", "requested", "distinct"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

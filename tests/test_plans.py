@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pytest
 from captured_launches import Streams
+from small_networks import needs_compiler
 
 import handgrad as hg
 from handgrad import emulator, gpus
@@ -25,6 +26,9 @@ from handgrad.plans.choice import choose, refusal_of
 from handgrad.plans.graph import MOST_GRAPHS, CapturedLaunches
 from handgrad.plans.problems import nearest_architecture
 
+pytestmark = needs_compiler
+
+
 PATHS = tuple(paths.MODULES)
 STEP_PATHS = tuple(name for name in paths.STEP_ORDER if name in paths.MODULES)
 KEYS = {
@@ -33,14 +37,6 @@ KEYS = {
 }
 PLACES = 8  # boundaries that are tried, at most
 LAUNCHES = {"R1": 2, "R2": 0, "R3": 2, "R4": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference_network
+from small_networks import needs_compiler
 
-from handgrad import emulator
 from handgrad.arrays import resolve_device, to_device, to_numpy
 from handgrad.network import MLP
 from handgrad.ops import activation, two_layer
@@ -17,6 +17,9 @@ from handgrad.plans.choice import refusal_of
 from handgrad.proof.correctness import _execute, compare
 from handgrad.proof.covering import pairwise
 from handgrad.proof.trials.two_layer_paths import path_trials
+
+pytestmark = needs_compiler
+
 
 SEED = 20261
 STEP_PATHS = tuple(name for name in paths.STEP_ORDER if name in paths.MODULES)
@@ -164,11 +167,3 @@ def test_a_planted_fault_is_found(monkeypatch):
 
     monkeypatch.setattr(paths.MODULES[path], "run", wrong)
     assert run_case(trial)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))

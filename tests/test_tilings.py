@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import two_layer_steps
 from devices import build_ahead
+from small_networks import needs_compiler
 from test_plans_covering import run_case
 from two_layer_steps import counted
 
-from handgrad import emulator
 from handgrad.ops import tilings, two_layer
 from handgrad.ops.two_layer import Problem
 from handgrad.plans import paths
 from handgrad.plans.choice import refusal_of, tilings_of
 from handgrad.proof.trials.two_layer_tilings import SHAPES, chosen, tiling_trials
+
+pytestmark = needs_compiler
 
 MOST_VALUES = 6  # of a part: tuning measures each at most once
 
@@ -32,11 +34,7 @@ QUICK = 6  # every so many in the default run
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
+def built():
     build_ahead(lambda: [run_case(trial) for _, trial in TRIALS[::QUICK]])
 
 

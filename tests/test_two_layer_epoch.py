@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_networks import needs_compiler
 from two_layer_epochs import MAKE, NOT_KEPT, TOLERANCE, is_kept, order_of, training
 
 from handgrad import emulator
@@ -21,6 +22,8 @@ from handgrad.ops import two_layer_epoch
 from handgrad.ops.optimizer import SGD
 from handgrad.ops.two_layer import Problem
 from handgrad.proof.covering import pairwise
+
+pytestmark = needs_compiler
 
 
 def prebuild(cases: list[dict[str, Any]], mode: str = "plain") -> None:
@@ -68,10 +71,6 @@ SMALL = {"N": 9, "D": 9, "H": 8, "rows": 30}
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
     prebuild(FEW)
 
 

@@ -8,6 +8,7 @@ import pytest
 import reference_network
 from devices import build_ahead
 from reference_network import assert_within
+from small_networks import needs_compiler
 
 from handgrad import emulator
 from handgrad.arrays import to_numpy
@@ -35,6 +36,9 @@ from handgrad.ops.two_layer_general_tiles import (
 )
 from handgrad.parameters import FlatParameters
 from handgrad.proof.covering import pairwise
+
+pytestmark = needs_compiler
+
 
 # What one rounding may change, by precision; 3xtf32 loses what the small parts of its operands would give.
 ROUNDOFF = {
@@ -134,10 +138,6 @@ STEPS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def built():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
     build_ahead(lambda: [Step(one).run() for one in STEPS.values()])
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from small_networks import needs_compiler
 
 from handgrad import emulator, kernel
 from handgrad.arrays import to_numpy
@@ -12,6 +13,9 @@ from handgrad.ops import Workspace, two_layer_reduce
 from handgrad.ops.optimizer import SGD, Adam, AdamW
 from handgrad.ops.two_layer import Problem, StepArrays
 from handgrad.parameters import FlatParameters
+
+pytestmark = needs_compiler
+
 
 SIZES = {"D": 37, "H": 19, "C": 5}
 SHAPES = {"W1": (37, 19), "b1": (19,), "W2": (19, 5), "b2": (5,)}
@@ -26,10 +30,6 @@ MAKE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def built():
-    try:
-        emulator.find_compiler()
-    except emulator.CompilerNotFound as error:
-        pytest.skip(str(error))
     file = kernels_directory() / two_layer_reduce.FILE
     emulator.prebuild([(file, text) for entry in two_layer_reduce.CATALOGUE for text in entry.expressions])
 

@@ -45,6 +45,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result, no progress.")]
+OptimizerOption = Annotated[choices.Optimizer, typer.Option("--optimizer", help="The update rule.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Samples a step.")]
 
 

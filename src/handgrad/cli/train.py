@@ -20,6 +20,7 @@ from handgrad.cli.options import (
     JsonOption,
     KernelsOption,
     LimitOption,
+    OptimizerOption,
     QuietOption,
     TargetOption,
     TaskOption,
@@ -56,9 +57,7 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Passes over the data.")] = 15,
     batch_size: BatchSizeOption = 64,
-    optimizer: Annotated[
-        choices.Optimizer, typer.Option("--optimizer", help="The update rule.")
-    ] = choices.Optimizer.momentum,
+    optimizer: OptimizerOption = choices.Optimizer.momentum,
     lr: Annotated[
         float | None,
         typer.Option(

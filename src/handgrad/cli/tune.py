@@ -10,7 +10,7 @@ import typer
 
 from handgrad.cli import choices
 from handgrad.cli.errors import wrong
-from handgrad.cli.options import JsonOption
+from handgrad.cli.options import JsonOption, OptimizerOption
 
 SCHEMA = "handgrad.tune/1"
 
@@ -39,9 +39,7 @@ def tune(
     activation: Annotated[
         choices.Activation, typer.Option("--activation", help="Of the hidden units.")
     ] = choices.Activation.relu,
-    optimizer: Annotated[
-        choices.Optimizer, typer.Option("--optimizer", help="The update rule.")
-    ] = choices.Optimizer.momentum,
+    optimizer: OptimizerOption = choices.Optimizer.momentum,
     device: Annotated[
         str, typer.Option("--device", metavar="DEVICE", help="cuda or cuda:N: only a GPU is measured.")
     ] = "cuda",

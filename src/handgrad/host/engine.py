@@ -31,13 +31,17 @@ class Plan:
     """How a step goes.
 
     cut, ranges: how it is cut, and the blocks of each part
-    held: BLAS is held to one thread; shared: it may share each product among its threads
+    held: BLAS is held to one thread
     """
 
     cut: arrangement.Cut
     ranges: Ranges
     held: bool
-    shared: bool
+
+    @property
+    def shared(self) -> bool:
+        """BLAS may share each product among its threads."""
+        return not self.held and len(self.ranges) == 1
 
 
 class Engine:
@@ -113,14 +117,15 @@ class Engine:
             number = arrangement.parts(N, flops, self.parameters.flat.nbytes)
             held = self._blas.controllable and (number > 1 or flops < arrangement.BLAS_FLOPS)
             share = -(-N // number)
-            shared = number == 1 and not held
-            cut = arrangement.cut(self.layout.sizes, share, self.layout.dtype.itemsize, shared)
+            cut = arrangement.cut(
+                self.layout.sizes, share, self.layout.dtype.itemsize, number == 1 and not held
+            )
             ranges = tuple(
                 _blocks(part * share, min((part + 1) * share, N), cut.block) for part in range(number)
             )
             if len(self._plans) == KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
-            plan = self._plans[N] = Plan(cut, ranges, held, shared)
+            plan = self._plans[N] = Plan(cut, ranges, held)
         return plan
 
 

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 TILES = (0, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 BLOCKS = (1 / 2, 1, 2)  # of the rule's
 REPEATS = 3
-Clock = Callable[[], float]
 MARGIN = 0.97  # of the rule's time: what is not clearly faster is not worth other bits
+
+Clock = Callable[[], float]  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +98,8 @@ def _with_best_tiles(layout: Layout, n: int, clock: Clock) -> Cut:
         A, W, dZ = matrix(n, d), matrix(d, h), matrix(n, h)
         forward.append(_best_tile(W, np.empty((n, h), dtype), A, clock))
         weight.append(_best_tile(dZ, np.empty((d, h), dtype), A.T, clock))
-        inputs.append(
-            _best_tile(W.T, np.empty((n, d), dtype), dZ, clock) if layer > 1 else 0
-        )  # there is no dX
+        # There is no dX.
+        inputs.append(_best_tile(W.T, np.empty((n, d), dtype), dZ, clock) if layer > 1 else 0)
     return Cut(n, tuple(forward), tuple(weight), tuple(inputs))
 
 

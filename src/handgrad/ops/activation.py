@@ -90,9 +90,8 @@ def _launch(function: str, name: str, dtype: DType, *arrays: Array) -> None:
 # ---- NumPy: in place, with temporaries from a Scratch ------------------------------------------------------
 
 
-LARGE = (
-    2**19
-)  # bytes, from which on a second operand of the same size costs more than a row, used again and again
+# Bytes, from which on a second operand of the same size costs more than a row that is used again and again.
+LARGE = 2**19
 
 
 class Scratch:

@@ -42,7 +42,7 @@ class Optimizer:
     _slots: tuple[str, ...]  # names of the state buffers, each laid out as the parameters
     _settings: tuple[str, ...]  # arguments of the constructor
     _writes_gradient: bool  # the rule needs a gradient that it may overwrite
-    spends_gradient = False  # NumPy: ``e`` of :meth:`apply_block` may be ``g`` itself, which is then lost
+    spends_gradient = False  # see apply_block
 
     def __init__(self, lr: float) -> None:
         self._lr = _require(lr, "lr", "a finite number above 0", lambda x: 0 < x < math.inf)
@@ -243,7 +243,10 @@ class Optimizer:
     def apply_block(
         self, w: Floats, g: Floats, states: list[Floats], scaled: Floats, e: Floats, scale: float = 1.0
     ) -> None:
-        """The rule on one block of NumPy arrays; ``g`` stays as it is, ``scaled`` and ``e`` are scratch."""
+        """The rule on one block of NumPy arrays; ``scaled`` and ``e`` are scratch, ``g`` stays as it is.
+
+        ``e`` may be ``g`` itself where the rule :attr:`spends_gradient`; the gradient is then lost.
+        """
         if scale != 1.0 or self._writes_gradient:
             g = np.multiply(g, scale, out=scaled)
         self._apply(w, g, states, e)
