@@ -77,6 +77,29 @@ def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch
                 assert trained(make, frozen) == single
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_a_step_has_the_bits_of_a_gradient_and_an_update(monkeypatch, parts, clip_norm):
+    forced(monkeypatch, parts, block=16)
+    config, X, y, parameters = problem((40, 30, 5), 90, "cross_entropy")
+    X = X.astype(np.float32)
+    for make in (
+        lambda: hg.SGD(0.1),
+        lambda: hg.SGD(0.1, 0.9),
+        lambda: hg.SGD(0.1, 0.9, True, 0.01),
+        lambda: hg.Adam(0.01),
+        lambda: hg.AdamW(0.01),
+    ):
+        stepped, apart = (network_on("cpu", config, parameters, "float32") for _ in range(2))
+        rule, same = make(), make()
+        for _ in range(3):
+            loss = stepped.train_step(X, y, rule, clip_norm)
+            value, gradients = apart.loss_and_grad(X, y)
+            same.update(apart.flat_parameters, gradients.flat, clip_norm)
+            assert loss.tobytes() == value.tobytes()
+            assert stepped.flat_parameters.flat.tobytes() == apart.flat_parameters.flat.tobytes(), rule
+
+
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_the_number_of_threads_does_not_change_a_bit_of_a_step_in_parts(monkeypatch, number):
     def trained():

@@ -90,12 +90,12 @@ class _Rows:
         self.unsigned = self.places.view(np.uint64)
         self.row, self.column = np.empty(N, dtype=Z.dtype), np.empty(N, dtype=Z.dtype)
         self.beside = self.row[:, None]  # of each sample's logits
-        self._flat: dict[int, tuple[Floats, Floats]] = {}
+        self._flat: dict[int, tuple[Floats, Floats]] = {}  # the array too: its id stays its own
 
     def flat(self, array: Floats) -> Floats:
         """The elements as they lie in memory."""
         kept = self._flat.get(id(array))
-        if kept is None or kept[0] is not array:
+        if kept is None:
             if len(self._flat) == KEPT_VIEWS:
                 self._flat.clear()
             kept = self._flat[id(array)] = array, (array.T if self.by_class else array).reshape(-1)
