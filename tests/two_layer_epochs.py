@@ -88,8 +88,10 @@ def training(
     sms: int = 108,
     frozen: tuple[str, ...] = (),
     seed: int = 5,
+    tiling: int = 0,
     **settings: Any,
 ) -> Training:
+    """``tiling``: its number of those that the path offers."""
     shape = {name: settings.pop(name, size) for name, size in SHAPE.items()}
     config = {"activation": "tanh", "loss": "cross_entropy"} | settings
     rng = np.random.default_rng(seed)
@@ -116,7 +118,7 @@ def training(
         *(emulator.asarray(X), emulator.asarray(y), scale, shift, net.flat_parameters, None, made),
         *(emulator.empty(1, dtype), Workspace()),
     )
-    layout = two_layer_epoch.lay_out(problem)
+    layout = two_layer_epoch.lay_out(problem, two_layer_epoch.tilings(problem)[tiling])
     return Training(problem, layout, net, exact, made, MAKE[optimizer](), X, y, arrays)
 
 

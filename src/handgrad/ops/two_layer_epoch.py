@@ -17,158 +17,37 @@ Kernel: ``kernels/two_layer_epoch.cu``.  Test: ``tests/test_two_layer_epoch.py``
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from handgrad.arrays import Array, on_device_of
-from handgrad.emulator.settings import SHARED_BYTES_PER_BLOCK
-from handgrad.emulator.settings import resident_blocks as blocks_of_multiprocessor
 from handgrad.kernel import Entry, Kernel
 from handgrad.ops import activation as activation_op
 from handgrad.ops import checks
-from handgrad.ops import loss as loss_op
 from handgrad.ops.loss import lanes_of
 from handgrad.ops.optimizer import STATES
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
+from handgrad.ops.two_layer_epoch_cells import (
+    THREADS,
+    VECTOR_BYTES,
+    Cells,
+    of_rows,
+    resident_blocks,
+    shared_bytes,
+    slice_elements,
+)
+from handgrad.ops.two_layer_epoch_cells import refusal as refusal
+from handgrad.ops.two_layer_epoch_cells import tilings as tilings
 
 FILE = "two_layer_epoch.cu"
-THREADS = 256  # EPOCH_THREADS
-RULES = 32  # rules that a block prepares together
-GROUP = 4  # hidden units of a thread
-VECTOR_BYTES = 16
-MOST_CELLS = 108  # one block each: the multiprocessors of an A100
-BLOCKS_A_MULTIPROCESSOR = {"float32": 2, "float64": 1}  # of the kernel's __launch_bounds__
-MOST_OUTPUTS = 32  # C: lanes that share a row of logits
-KILOBYTE = 1024
-TIERS = (99 * KILOBYTE, 163 * KILOBYTE, 227 * KILOBYTE)  # shared memory of a block, the smallest that will do
-FEWEST_SHARED = 64 * KILOBYTE  # of an architecture that nothing is known of
-
-RULE_ELEMENTS = (2, 4, 8)  # of the rule's structure, by the states it has; Momentum's ends in a flag
-
-
-@dataclass(frozen=True)
-class Cells(Tiling):
-    """The grid of cells: SD columns of X by SH hidden units, ``down`` x ``across`` of them."""
-
-    SD: int
-    SH: int
-    down: int
-    across: int
-
-    @property
-    def count(self) -> int:
-        """Cells."""
-        return self.down * self.across
-
-
-def refusal(problem: Problem) -> str:
-    """Why the path cannot do ``problem``, in one line, or "" where it can."""
-    if problem.rule == "Store":
-        return "the epoch has no gradient to store: it applies a rule at every step"
-    if problem.precision != problem.dtype:
-        return f"products of {problem.precision} are not done here, only {problem.dtype}"
-    if problem.N < 1:
-        return "a batch has no samples"
-    if problem.C > MOST_OUTPUTS:
-        return f"C = {problem.C} is above {MOST_OUTPUTS}"
-    if problem.flat_size >= checks.INT_LIMIT:
-        return f"{problem.flat_size} parameters are above {checks.INT_LIMIT}"
-    cells = cells_of(problem)
-    if cells is None:
-        shape = f"N = {problem.N} by D = {problem.D} and H = {problem.H}"
-        return f"no slices of {shape} fit the shared memory of a block"
-    needed, limit = shared_bytes(problem, cells, kept=False), _shared_limit(problem.arch)
-    if needed > limit:
-        return f"a block needs {needed} bytes of shared memory, and {problem.arch} has {limit}"
-    return ""
-
-
-def cells_of(problem: Problem) -> Cells | None:
-    """The cells that the cost of a step is least for, of those that fit; from the shape and dtype alone."""
-    return _cells(problem.N, problem.D, problem.H, problem.C, problem.dtype, _of_rows(problem))
-
-
-@functools.lru_cache(maxsize=256)
-def _cells(N: int, D: int, H: int, C: int, dtype: str, rows: bool) -> Cells | None:
-    itemsize = np.dtype(dtype).itemsize
-    found = [
-        Cells(SD, SH, -(-D // SD), -(-H // SH))
-        for SD in _widths(D)
-        for SH in _widths(H)
-        if -(-D // SD) * -(-H // SH) <= MOST_CELLS
-    ]
-    for keeps in (True, False):  # the slices in shared memory, with the most state that a rule has
-        for limit in TIERS:
-            fit = [cells for cells in found if _shared(N, C, itemsize, rows, 2, cells, keeps) <= limit]
-            if fit:
-                return min(fit, key=lambda cells: (_cost(N, C, cells), cells.SD, cells.SH))
-    return None
-
-
-def _widths(size: int) -> list[int]:
-    """Slices of ``size`` of about equal widths, multiples of GROUP."""
-    each = [(size + parts - 1) // parts for parts in range(1, min(size, MOST_CELLS) + 1)]
-    return sorted({-(-width // GROUP) * GROUP for width in each})
-
-
-def _cost(N: int, C: int, cells: Cells) -> float:
-    """Cycles of one block's step: elements through L2 at 12 a cycle, multiply-adds at 64, and its sums."""
-    SD, SH, down, across = cells.SD, cells.SH, cells.down, cells.across
-    elements = N * (SD + SH * (1 + down) + C * (across + 1 / down))
-    products = N * (2 * SD * SH + 3 * SH * C)
-    return elements / 12 + products / 64
-
-
-def _of_rows(problem: Problem) -> bool:
-    return problem.loss not in loss_op.ELEMENTWISE
-
-
-def shared_bytes(problem: Problem, cells: Cells, kept: bool) -> int:
-    """Dynamic shared memory of a block, with its slices where ``kept``."""
-    states = len(STATES[problem.rule])
-    return _shared(problem.N, problem.C, problem.itemsize, _of_rows(problem), states, cells, kept)
-
-
-def _shared(N: int, C: int, itemsize: int, rows: bool, states: int, cells: Cells, kept: bool) -> int:
-    """As the kernel lays it out: rules, the warps' losses, slices, X, A1, dZ2, logits, dW2 with db2."""
-    rule = RULE_ELEMENTS[states] * itemsize
-    elements = THREADS // 32 + (_slice_elements(C, states, cells) if kept else 0)
-    elements += N * (_row_stride(cells.SD, itemsize) + _row_stride(cells.SH, itemsize))
-    elements += N * (C | 1) * (2 if rows else 1) + (cells.SH + 1) * C
-    return RULES * rule + elements * itemsize
-
-
-def _slice_elements(C: int, states: int, cells: Cells) -> int:
-    all_parameters = (1 + states) * (cells.SD * cells.SH + cells.SH * C + cells.SH + C)
-    return -(-all_parameters // GROUP) * GROUP
-
-
-def _row_stride(width: int, itemsize: int) -> int:
-    vector = VECTOR_BYTES // itemsize
-    return (-(-width // vector) | 1) * vector
-
-
-def resident_blocks(problem: Problem, shared: int) -> int:
-    """Blocks of ``shared`` bytes that the problem's GPU holds at the same time; 0 where not even one fits."""
-    if shared > _shared_limit(problem.arch):
-        return 0
-    if problem.arch not in SHARED_BYTES_PER_BLOCK:
-        return problem.sms
-    each = blocks_of_multiprocessor(problem.arch, THREADS, shared)
-    return problem.sms * min(BLOCKS_A_MULTIPROCESSOR[problem.dtype], each)
-
-
-def _shared_limit(arch: str) -> int:
-    return SHARED_BYTES_PER_BLOCK.get(arch, FEWEST_SHARED)
 
 
 def kernel_of(problem: Problem, width: int, kept: bool) -> Kernel:
     """``two_layer_epoch`` that reads ``width`` elements of X at once and keeps its slices, or does not."""
-    lanes = lanes_of(problem.C) if _of_rows(problem) else 0
+    lanes = lanes_of(problem.C) if of_rows(problem) else 0
     cpp = checks.CPP_NAMES
     activation = activation_op.functor_of(problem.activation)
     return Kernel(
@@ -191,18 +70,10 @@ def input_width(problem: Problem) -> int:
     return width if problem.D % width == 0 else 1
 
 
-@functools.lru_cache(maxsize=256)
-def tilings(problem: Problem) -> tuple[Cells, ...]:
-    """The cells that cost least, alone: tuning times steps, not epochs.  ``ValueError`` where refused."""
-    reason, cells = refusal(problem), cells_of(problem)
-    if reason or cells is None:
-        raise ValueError(f"R2: {reason}")
-    return (cells,)
-
-
 def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     """The launch of an epoch; traffic and operations of one step.  ``ValueError`` where it is refused."""
-    cells = pick("R2", tilings(problem), tiling)
+    chosen = pick("R2", tilings(problem), tiling)
+    cells = chosen.cells
     size, N = problem.itemsize, problem.N
     kept = cells.count <= resident_blocks(problem, shared_bytes(problem, cells, True))
     shared = shared_bytes(problem, cells, kept)
@@ -220,7 +91,7 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         "epoch.barrier": 4,
     }
     if not kept:
-        each = _slice_elements(problem.C, len(STATES[problem.rule]), cells)
+        each = slice_elements(problem.C, len(STATES[problem.rule]), cells)
         workspace["epoch.slices"] = cells.count * each * size
     compulsory = {
         "X": N * problem.D * problem.input_itemsize,
@@ -232,7 +103,7 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     return Layout(
         "R2",
         problem,
-        cells,
+        chosen,
         (launch,),
         cells.down,
         workspace,
@@ -257,7 +128,7 @@ def requested(problem: Problem, cells: Cells, blocks: int, kept: bool) -> dict[s
         "partial_Z2": (1 + blocks) * cells.across * N * C * size,
         "losses": size,
     }
-    if _of_rows(problem):  # lanes past the batch's end go through its last row
+    if of_rows(problem):  # lanes past the batch's end go through its last row
         lanes = lanes_of(C)
         rows = -(-N // (THREADS // lanes)) * (THREADS // lanes)
         return found | {"y": 4 * rows * lanes * blocks, "order": 4 * (x_loads + rows * lanes * blocks)}
@@ -278,7 +149,7 @@ class Pieces:
 def pieces(layout: Layout) -> Pieces:
     """Those of a step of ``layout``."""
     problem = layout.problem
-    cells = pick("R2", tilings(problem), layout.tiling)
+    cells = pick("R2", tilings(problem), layout.tiling).cells
     blocks, N, C = layout.launches[0].grid[0], problem.N, problem.C
     kept = "epoch.slices" not in layout.workspace
     passes = -(-cells.count // blocks)
@@ -316,7 +187,7 @@ def run(layout: Layout, arrays: StepArrays, order: Array, batch_size: int, losse
     checks.require_output(op, "losses", losses, (batches,), np.dtype(problem.dtype), xp)
     if count == 0:
         return
-    launch, cells = layout.launches[0], pick("R2", tilings(problem), layout.tiling)
+    launch, cells = layout.launches[0], pick("R2", tilings(problem), layout.tiling).cells
     kept = "epoch.slices" not in layout.workspace
     kernel, width = launch.kernel, input_width(problem)
     if checks.address(X) % (width * X.dtype.itemsize):
@@ -354,7 +225,7 @@ def loss_scale(problem: Problem, rows: int) -> float:
     """What a batch's sum of losses is multiplied by."""
     if problem.reduction == "sum":
         return 1.0
-    return 1.0 / (rows if _of_rows(problem) else rows * problem.C)
+    return 1.0 / (rows if of_rows(problem) else rows * problem.C)
 
 
 def _buffers(layout: Layout, arrays: StepArrays) -> dict[str, Array]:
@@ -417,7 +288,7 @@ CATALOGUE = (
         "two_layer.epoch",
         FILE,
         _instances(),
-        f"cooperative; grid min(cells, multiprocessors), block {THREADS}; cells from cells_of(problem)",
+        f"cooperative; grid min(cells, multiprocessors), block {THREADS}; cells from lay_out(problem)",
         _bytes,
     ),
 )
