@@ -14,7 +14,7 @@ from handgrad.network import MLP
 from handgrad.ops import Workspace
 from handgrad.ops.optimizer import SGD
 from handgrad.ops.two_layer import Problem
-from handgrad.plans import cublas, model, paths, remembered, tuning
+from handgrad.plans import cublas, model, paths, remembered, tuning, winners
 from handgrad.plans.choice import lay_out, tilings_of
 from handgrad.plans.problems import problem_of
 
@@ -67,7 +67,7 @@ def by_path(**seconds):
 
 def on_testcard(net, monkeypatch, matmul="auto"):
     """``net`` as the file knows it: on a GPU of that name."""
-    monkeypatch.setattr(tuning, "device_name", lambda net: "Testcard")
+    monkeypatch.setattr(winners, "device_name", lambda net: "Testcard")
     return type("Net", (), {"device": Device("cuda"), "matmul": matmul})()
 
 
@@ -151,10 +151,10 @@ def test_the_winner_is_read_again_shown_and_trained_with(monkeypatch):
     found, _ = measured(net, lambda path, one: 1.0 if path == "R4" and one == others[0] else 9.0, runs=False)
     assert (found.winner, found.tiling) == ("R4", others[0].name)
     gpu = on_testcard(net, monkeypatch)
-    assert tuning.winner(gpu, problem) == tuning.Candidate("R4", others[0])
+    assert winners.winner(gpu, problem) == winners.Candidate("R4", others[0])
 
-    right = tuning.winner
-    monkeypatch.setattr(tuning, "winner", lambda net, problem: right(gpu, problem))
+    right = winners.winner
+    monkeypatch.setattr(winners, "winner", lambda net, problem, epoch=False: right(gpu, problem, epoch))
     optimizer = SGD(0.1, momentum=0.9)
     shown = hg.plan(net, 45, optimizer=optimizer)
     assert shown.path == "R4"
@@ -181,7 +181,7 @@ def test_the_winner_is_read_again_shown_and_trained_with(monkeypatch):
 def test_predictions_are_those_of_the_tiling():
     problem = Problem(12_000, *WIDE)
     rule, *others = tilings_of(problem, "R4")
-    shown = hg.plans.Plan(tuning.choice_of(problem, tuning.Candidate("R4", others[-1])), 12_000)
+    shown = hg.plans.Plan(winners.choice_of(problem, winners.Candidate("R4", others[-1])), 12_000)
     by_gpu = {gpu.name: model.on_gpu(problem, gpu) for gpu in GPUS}
     for tiling in (rule, others[-1]):
         expected = {name: model.predict(lay_out(on, "R4", tiling), name) for name, on in by_gpu.items()}
@@ -209,38 +209,38 @@ def test_files_of_older_versions_and_foreign_ones_are_read(cache, monkeypatch):
     for name, row in rows.items():
         remembered.remember("Testcard", problem, row)
         expected = rule if name is None else others[0]
-        assert tuning.winner(gpu, problem) == tuning.Candidate("R4", expected)
+        assert winners.winner(gpu, problem) == winners.Candidate("R4", expected)
     for path, name in (
         ("R4", "hidden 7x7x7/1x1, weight 64x32x16/4x4, blocks 256"), ("R4", foreign.name), ("R4", ""),
         ("R4", ["hidden"]), ("R4", 3), ("R1", others[0].name), ("R2", rule.name), ("R9", rule.name),
         (None, rule.name), (["R4"], rule.name),
     ):  # fmt: skip
         remembered.remember("Testcard", problem, {"winner": path, "tiling": name})
-        assert tuning.winner(gpu, problem) is None, (path, name)
+        assert winners.winner(gpu, problem) is None, (path, name)
 
 
 def test_the_winner_holds_for_its_device_shape_and_types_alone(cache, monkeypatch):
     net = network()
     found, _ = measured(net, by_path(R1=2.0, R3=9.0, R4=1.0), runs=False)
     problem = problem_of(net, 45, rule="Momentum")
-    assert tuning.winner(net, problem) is None, "the emulator is no GPU"
+    assert winners.winner(net, problem) is None, "the emulator is no GPU"
     gpu = on_testcard(net, monkeypatch)
-    assert tuning.winner(gpu, problem).tiling.name == found.tiling
-    assert tuning.winner(gpu, problem_of(net, 46, rule="Momentum")) is None
-    assert tuning.winner(gpu, problem_of(net, 45, rule="Sgd")) is None
-    monkeypatch.setattr(tuning, "device_name", lambda net: "Othercard")
-    assert tuning.winner(gpu, problem) is None
-    monkeypatch.setattr(tuning, "device_name", lambda net: "Testcard")
+    assert winners.winner(gpu, problem).tiling.name == found.tiling
+    assert winners.winner(gpu, problem_of(net, 46, rule="Momentum")) is None
+    assert winners.winner(gpu, problem_of(net, 45, rule="Sgd")) is None
+    monkeypatch.setattr(winners, "device_name", lambda net: "Othercard")
+    assert winners.winner(gpu, problem) is None
+    monkeypatch.setattr(winners, "device_name", lambda net: "Testcard")
     cache.write_text("{broken")
-    assert tuning.winner(gpu, problem) is None
+    assert winners.winner(gpu, problem) is None
 
 
 def test_cublas_wins_only_where_it_may(monkeypatch):
     net = network()
     problem = problem_of(net, 45, rule="Momentum")
     remembered.remember("Testcard", problem, {"winner": "cublas", "tiling": "", "seconds": {"cublas": 1.0}})
-    for matmul, expected in (("auto", tuning.Candidate("cublas")), ("kernels", None)):
-        assert tuning.winner(on_testcard(net, monkeypatch, matmul), problem) == expected
+    for matmul, expected in (("auto", winners.Candidate("cublas")), ("kernels", None)):
+        assert winners.winner(on_testcard(net, monkeypatch, matmul), problem) == expected
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):

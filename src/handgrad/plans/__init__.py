@@ -6,15 +6,13 @@ no GPU is needed to plan.  Training takes the same choice.  docs/plans.md descri
 
 from __future__ import annotations
 
-import operator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from handgrad.gpus import Gpu, find_gpu
-from handgrad.plans import tuning
+from handgrad.plans import winners
 from handgrad.plans.choice import choose
 from handgrad.plans.description import Plan
-from handgrad.plans.problems import problem_of
+from handgrad.plans.problems import count_of, problem_of
 from handgrad.plans.tuning import Tuned, tune
 
 if TYPE_CHECKING:
@@ -54,30 +52,17 @@ def plan(
 
     Raises ``ValueError`` in one line for a network of another depth and for names that there are not.
     """
-    N = _count("batch_size", batch_size)
-    number = N if samples is None else _count("samples", samples)
+    N = count_of("batch_size", batch_size)
+    number = N if samples is None else count_of("samples", samples)
     rule = "Store" if clip_norm is not None else "Sgd" if optimizer is None else optimizer.rule
     named = gpu if gpu is not None or net.device.kind != "cpu" else DEFAULT_GPU
     problem = problem_of(net, N, rule=rule, inputs=inputs, gpu=None if named is None else find_gpu(named))
     asked = path or _named(net)
-    measured = tuning.winner(net, problem) if asked is None and gpu is None else None
-    if measured is not None and measured.tiling is not None:
-        return Plan(tuning.choice_of(problem, measured), number, clipped=clip_norm is not None)
-    choice = choose(problem, asked, epoch and clip_norm is None)
-    if measured is not None:
-        choice = replace(choice, reason=f"{measured.name} was measured to be the fastest on this GPU")
+    whole = epoch and clip_norm is None
+    named_gpu = gpu is not None  # nothing is measured on it
+    choice = choose(problem, asked, whole) if named_gpu else winners.decide(net, problem, asked, whole).choice
     return Plan(choice, number, clipped=clip_norm is not None)
 
 
 def _named(net: MLP) -> str | None:
     return None if net.path == "ops" else net.path
-
-
-def _count(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name}: expected a whole number, 1 or more, got {value!r}")
-    return number

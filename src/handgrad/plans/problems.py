@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import operator
+from typing import TYPE_CHECKING, Any
 
 from handgrad.emulator.settings import SHARED_BYTES_PER_BLOCK
 from handgrad.gpus import Gpu
@@ -45,3 +46,14 @@ def problem_of(net: MLP, N: int, *, rule: str, inputs: str | None = None, gpu: G
         bias=net.bias, dtype=net.dtype.name, precision=net.precision,
         inputs=net.dtype.name if inputs is None else inputs, rule=rule, arch=arch, sms=sms,
     )  # fmt: skip
+
+
+def count_of(name: str, value: Any) -> int:
+    """A whole number of 1 or more; ``ValueError`` with its ``name`` for anything else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name}: expected a whole number, 1 or more, got {value!r}")
+    return number

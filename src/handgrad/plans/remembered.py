@@ -1,6 +1,7 @@
 """What :func:`handgrad.plans.tuning.tune` measured, kept in ``plans.json`` of the cache folder.
 
 A row holds for a GPU and for all that the kernels depend on: shape, types, precision, functions, rule.
+Steps and whole epochs have rows of their own.
 """
 
 from __future__ import annotations
@@ -31,26 +32,27 @@ def file() -> Path | None:
     return base.absolute() / FILE
 
 
-def key_of(problem: Problem) -> str:
-    """What a measurement holds for: all that the kernels depend on."""
+def key_of(problem: Problem, epoch: bool = False) -> str:
+    """What a measurement of a step holds for, or of an epoch: all that the kernels depend on."""
     p = problem
     bias = "bias" if p.bias else "no bias"
-    words = (p.activation, p.output, p.loss, bias, p.dtype, p.precision, p.inputs, p.rule)
+    words: tuple[str, ...] = (p.activation, p.output, p.loss, bias, p.dtype, p.precision, p.inputs, p.rule)
+    words += ("epoch",) * epoch
     return " ".join((f"{p.N}x{p.D}x{p.H}x{p.C}", *words))
 
 
-def find(device: str, problem: Problem) -> Row:
+def find(device: str, problem: Problem, epoch: bool = False) -> Row:
     """The row; an empty one where nothing was measured."""
-    return _read(_stamp()).get(device, {}).get(key_of(problem), {})
+    return _read(_stamp()).get(device, {}).get(key_of(problem, epoch), {})
 
 
-def remember(device: str, problem: Problem, row: Row) -> None:
+def remember(device: str, problem: Problem, row: Row, epoch: bool = False) -> None:
     """Add the row to the file, whole or not at all; a folder that cannot be written is no error."""
     place = file()
     if place is None:
         return
     known = json.loads(json.dumps(_read(_stamp())))
-    known.setdefault(device, {})[key_of(problem)] = row
+    known.setdefault(device, {})[key_of(problem, epoch)] = row
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as out:

@@ -21,11 +21,12 @@ from handgrad.ops import batch, checks
 from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 from handgrad.ops.workspace import Workspace
-from handgrad.plans import paths, tuning
-from handgrad.plans.choice import Choice, NoPath, choose
+from handgrad.plans import paths, winners
+from handgrad.plans.choice import Choice, NoPath
 from handgrad.plans.cublas import CublasTraining
 from handgrad.plans.graph import CapturedLaunches
 from handgrad.plans.problems import problem_of
+from handgrad.plans.winners import Decision
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
@@ -69,7 +70,7 @@ class PlannedTraining:
     def __init__(self, net: MLP) -> None:
         self._net = net
         self._bound: OrderedDict[tuple[str, Problem, Tiling], BoundPlan] = OrderedDict()
-        self._decisions: dict[Hashable, Choice | str | None] = {}
+        self._decisions: dict[Hashable, Decision | None] = {}
         self._cublas = CublasTraining(net)
         self._taken: Choice | None = None
 
@@ -77,87 +78,86 @@ class PlannedTraining:
 
     def gradient(self, X: Array, y: Array, gradient: Array) -> Array | None:
         """Write the flat gradient of the batch and give the loss, 0-d; None where no path takes it."""
-        choice = self._decide(int(X.shape[0]), self._net.dtype.name, "Store")
-        if isinstance(choice, str):
-            return self._cublas.gradient(X, y, gradient)
-        if choice is None:
+        found = self._decide(int(X.shape[0]), self._net.dtype.name, "Store")
+        if found is None:
             return None
-        _say(choice.instead)
-        return self._run(choice, X, y, gradient=gradient).copy().reshape(())
+        if found.cublas:
+            return self._cublas.gradient(X, y, gradient)
+        return self._run(found.choice, X, y, gradient=gradient).copy().reshape(())
 
-    def step(
+    def step(self, X: Array, y: Array, optimizer: Optimizer, loss: Array) -> bool:
+        """One step of ``optimizer`` on the batch; False, and nothing done, where no path can."""
+        found = self._decide(int(X.shape[0]), X.dtype.name, optimizer.rule)
+        if found is None:
+            return False
+        if found.cublas:
+            return self._cublas.step(X, y, optimizer, loss)
+        self.step_by(found.choice, X, y, optimizer, loss)
+        return True
+
+    def step_by(
         self,
+        choice: Choice,
         X: Array,
         y: Array,
         optimizer: Optimizer,
         loss: Array,
         scale: float = 1.0,
         shift: float = 0.0,
-        kernels: bool = False,
-    ) -> bool:
-        """One step of ``optimizer`` on ``X * scale + shift``; False, and nothing done, where no path can."""
-        choice = self._decide(int(X.shape[0]), X.dtype.name, optimizer.rule, kernels=kernels)
-        if isinstance(choice, str):
-            return self._cublas.step(X, y, optimizer, loss)
-        if choice is None:
-            return False
-        _say(choice.instead)
+    ) -> None:
+        """One step of ``optimizer`` on ``X * scale + shift``, by this choice, which is for such a batch."""
         optimizer.bind(self._net.flat_parameters)
         loss[...] = self._run(choice, X, y, optimizer=optimizer, scale=scale, shift=shift)
-        return True
 
-    def _decide(
-        self, N: int, inputs: str, rule: str, epoch: bool = False, kernels: bool = False
-    ) -> Choice | str | None:
-        """The choice for batches of N; "cublas" where that was measured to be faster and ``kernels`` are not
-        asked for; None where nothing can.
+    def _decide(self, N: int, inputs: str, rule: str, epoch: bool = False) -> Decision | None:
+        """For batches of N; None where nothing can.
 
         Remembered, since a small step takes the device less time than choosing takes the host.
         """
-        if self._taken is not None:
-            return self._taken
         net = self._net
-        key = (N, inputs, rule, epoch, kernels, net.path, device_limits(net.xp))
+        if self._taken is not None:
+            problem = self._taken.layout.problem
+            if (problem.N, problem.inputs, problem.rule) == (N, inputs, rule):
+                return Decision(self._taken)
+            epoch = False  # an epoch of steps is measured: its other batches are steps too
+        key = (N, inputs, rule, epoch, net.path, device_limits(net.xp))
         if key not in self._decisions:
-            self._decisions[key] = self._decide_anew(N, inputs, rule, epoch, kernels)
+            self._decisions[key] = self._decide_anew(N, inputs, rule, epoch)
         return self._decisions[key]
 
-    def _decide_epoch(self, X: Array, N: int, rule: str, consecutive: bool) -> Choice | str | None:
+    def _decide_anew(self, N: int, inputs: str, rule: str, epoch: bool) -> Decision | None:
+        net = self._net
+        if N == 0:
+            return None
+        problem = problem_of(net, N, rule=rule, inputs=inputs)
+        asked = None if net.path == paths.EPOCH and not epoch else net.path
+        try:
+            return winners.decide(net, problem, asked, epoch)
+        except NoPath:
+            return None
+
+    def _decide_epoch(self, X: Array, N: int, rule: str, consecutive: bool) -> Decision | None:
         """For batches of N out of X.  uint8 stays uint8 where the path takes it: R2 as it is, the others in
         batches that lie there already or whose rows are whole words, to be gathered four pixels at a time."""
         net = self._net
         words = X.shape[1] % 4 == 0 and checks.address(X) % 4 == 0 and X.flags.c_contiguous
-        first: Choice | str | None = None
+        first: Decision | None = None
+        epoch = True
         for inputs in ("uint8", net.dtype.name) if X.dtype == np.uint8 else (net.dtype.name,):
-            found = self._decide(N, inputs, rule, epoch=True)
-            if not isinstance(found, Choice):
+            found = self._decide(N, inputs, rule, epoch)
+            if found is None or found.cublas:
                 return found
-            path = found.layout.path
+            path = found.choice.layout.path
             if inputs == "uint8" and path != paths.EPOCH and not (words or consecutive):
+                epoch = not found.steps  # they were measured as they run next: scaled as they are gathered
                 continue
             if net.path in (None, path):
                 return found
             first = first or found
         return first
 
-    def _decide_anew(self, N: int, inputs: str, rule: str, epoch: bool, kernels: bool) -> Choice | str | None:
-        net = self._net
-        if N == 0:
-            return None
-        problem = problem_of(net, N, rule=rule, inputs=inputs)
-        asked = None if net.path == paths.EPOCH and not epoch else net.path
-        measured = tuning.winner(net, problem) if asked is None else None
-        if measured is not None and measured.tiling is not None:
-            return tuning.choice_of(problem, measured)
-        if measured is not None and not kernels:
-            return tuning.CUBLAS
-        try:
-            return choose(problem, asked, epoch)
-        except NoPath:
-            return None
-
     def take(self, choice: Choice) -> None:
-        """Run steps by this choice from now on, whatever else there is: it is to be measured."""
+        """Run batches like this choice's by it from now on, whatever else there is: it is to be measured."""
         self._taken = choice
 
     def forget(self) -> None:
@@ -176,6 +176,7 @@ class PlannedTraining:
         shift: float = 0.0,
     ) -> Array:
         """One step; the loss (1,), in memory that the next one takes."""
+        _say(choice.instead)
         bound = self._bind(choice.layout)
         xp = self._net.xp
         given = checks.contiguous(xp, X), checks.contiguous(xp, y)
@@ -211,11 +212,13 @@ class PlannedTraining:
         net = self._net
         steps = -(-len(order) // batch_size)
         consecutive = bool((np.diff(order) == 1).all())
-        choice = self._decide_epoch(X, min(batch_size, len(order)), optimizer.rule, consecutive)
-        if isinstance(choice, str):
-            return self._cublas.epoch(X, y, order, batch_size, optimizer, scale, shift)
-        if choice is None:
+        N = min(batch_size, len(order))
+        found = self._decide_epoch(X, N, optimizer.rule, consecutive)
+        if found is None:
             return None
+        if found.cublas:
+            return self._cublas.epoch(X, y, order, batch_size, optimizer, scale, shift)
+        choice = found.choice
         _say(choice.instead)
         optimizer.bind(net.flat_parameters)
         losses = net.xp.empty((steps,), dtype=net.dtype)
@@ -232,9 +235,12 @@ class PlannedTraining:
                 batch_X, batch_y, factors = X[taken], y[taken], (scale, shift)
             else:
                 batch_X, batch_y, factors = self._gathered(choice, X, y, rows[part], scale, shift)
-            loss = losses[step : step + 1]
-            if not self.step(batch_X, batch_y, optimizer, loss, *factors, kernels=True):
-                raise AssertionError("the path takes every batch of an epoch whose first it takes")
+            by = choice
+            if part.stop - part.start < N:
+                short = self._decide(part.stop - part.start, inputs, optimizer.rule)
+                assert short is not None, "R4 takes every batch"
+                by = short.choice  # of kernels even where cuBLAS is faster: X may be uint8
+            self.step_by(by, batch_X, batch_y, optimizer, losses[step : step + 1], *factors)
         return losses
 
     def _whole_epoch(
