@@ -96,9 +96,12 @@ def test_tune_measures_each_shape_with_what_was_asked_for(monkeypatch):
     """On a stand-in: the emulator for the GPU, and times that are made up."""
     asked = []
 
-    def tune(net, batch_size, optimizer):
+    def tune(net, batch_size, optimizer, samples, inputs):
         asked.append((net.sizes, net.loss_name, net.precision, net.activation, batch_size, optimizer.rule))
-        return tuning.Tuned("Testcard", "R4", "hidden 64x64x16/8x4", {"R4 (hidden 64x64x16/8x4)": 2e-5})
+        asked[-1] += (samples, inputs)
+        seconds = {"R4 (hidden 64x64x16/8x4)": 2e-5}
+        epoch = tuning.TunedEpoch(samples, "R2", "cells 4x4", {"R2 (cells 4x4)": 4e-3}) if samples else None
+        return tuning.Tuned("Testcard", "R4", "hidden 64x64x16/8x4", seconds, inputs or "float32", epoch)
 
     monkeypatch.setattr(arrays, "resolve_device", lambda device: arrays.Device("emulator"))
     monkeypatch.setattr(tuning, "tune", tune)
@@ -115,12 +118,44 @@ def test_tune_measures_each_shape_with_what_was_asked_for(monkeypatch):
     )
     found = report(*words)
     assert asked == [
-        ((20, 12, 3), "cross_entropy", "tf32", "tanh", 64, "Adam"),
-        ((9, 8, 1), "mse", "tf32", "tanh", 32, "Adam"),
+        ((20, 12, 3), "cross_entropy", "tf32", "tanh", 64, "Adam", None, None),
+        ((9, 8, 1), "mse", "tf32", "tanh", 32, "Adam", None, None),
     ]
+    assert found["steps"][0]["epoch"] is None
     assert [row["step"] for row in found["steps"]] == ["64,20,12,3", "32,9,8,1"]
     assert found["schema"] == "handgrad.tune/1"
     assert found["steps"][0]["seconds"] == {"R4 (hidden 64x64x16/8x4)": 2e-5}
     text = succeeds(*TUNE)
     assert "R4 (hidden 64x64x16/8x4) is the fastest on Testcard; measured, a step:" in text
     assert "      20.0 µs  R4 (hidden 64x64x16/8x4)" in text
+    assert "epoch" not in text
+    of_epochs = (*TUNE, "--inputs", "uint8", "--samples", "640")
+    row = report(*of_epochs)["steps"][0]
+    assert asked[-1][-2:] == (640, "uint8")
+    assert (row["inputs"], row["epoch"]["winner"], row["epoch"]["tiling"]) == ("uint8", "R2", "cells 4x4")
+    assert row["epoch"]["seconds"] == {"R2 (cells 4x4)": 4e-3}
+    text = succeeds(*of_epochs)
+    assert "measured, a step of uint8:" in text
+    assert "an epoch of 640 samples: the fastest is R2 (cells 4x4); measured:" in text
+    assert "    4000.0 µs  R2 (cells 4x4)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--samples", "63"), "samples: expected 64 or more, a batch, got 63"),
+        (("--samples", "0"), "samples: expected a whole number, 1 or more, got 0"),
+        (("--inputs", "int8"), "inputs: expected float32 or uint8, got 'int8'"),
+    ],
+)
+def test_what_cannot_be_tuned_is_told_in_one_line(words, line, monkeypatch):
+    """On the emulator in the place of the GPU."""
+
+    def tune(net, batch_size, optimizer, samples, inputs):
+        return tuning.measure_candidates(
+            net, batch_size, optimizer, "Testcard", lambda run, xp: 1.0, samples, inputs
+        )
+
+    monkeypatch.setattr(arrays, "resolve_device", lambda device: arrays.Device("emulator"))
+    monkeypatch.setattr(tuning, "tune", tune)
+    assert refused(*TUNE, *words) == f"error: {line}"

@@ -40,6 +40,18 @@ def tune(
         choices.Activation, typer.Option("--activation", help="Of the hidden units.")
     ] = choices.Activation.relu,
     optimizer: OptimizerOption = choices.Optimizer.momentum,
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", metavar="TYPE", help="Of X as it is stored: uint8, or dtype's by default."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            help="Measure epochs of N samples too: those of the fastest steps, and R2's, one launch each.",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", metavar="DEVICE", help="cuda or cuda:N: only a GPU is measured.")
     ] = "cuda",
@@ -47,7 +59,7 @@ def tune(
 ) -> None:
     """Measure which path with which tiles, or cuBLAS, is the fastest for a shape on this GPU.
 
-    The winner is kept in plans.json of the cache folder, and from then on training and plans of this shape
+    With --samples, whether whole epochs run faster by such steps or by R2, too.  The winner is kept in plans.json of the cache folder, and from then on training and plans of this shape
     and these settings take it.  It decides the order of sums, and so the last bits.  docs/plans.md
     """
     from handgrad.arrays import resolve_device
@@ -72,7 +84,7 @@ def tune(
         )
         rule = build_optimizer(optimizer.value, one.loss, lr=None, momentum=None, weight_decay=None)
         with out.status(f"measuring {one}"):
-            tuned = tuning.tune(net, one.N, optimizer=rule)
+            tuned = tuning.tune(net, one.N, optimizer=rule, samples=samples, inputs=inputs)
         found.append({"step": str(one), **dataclasses.asdict(tuned)})
         out.print(f"step {one}: {tuned}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
