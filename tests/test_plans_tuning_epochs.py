@@ -8,6 +8,7 @@ import pytest
 from small_networks import needs_compiler
 
 import handgrad as hg
+from handgrad import emulator
 from handgrad.arrays import Device, to_device, to_numpy
 from handgrad.emulator.launch import launch_through
 from handgrad.network import MLP
@@ -262,10 +263,32 @@ def test_the_winner_of_an_epoch_holds_for_its_problem_alone(testcard):
         assert winners.winner(network(matmul=matmul), problem, epoch=True) == expected
 
 
+def test_steps_that_won_an_epoch_run_though_they_are_no_paths(testcard):
+    """cuBLAS's; and those by rule, where the step's own winner is not known to this version."""
+    problem, optimizer = problem_like(), SGD(0.1, momentum=0.9)
+    by_rule = choose(problem)
+    assert choose(problem, None, True).layout.path == "R2"
+    remembered.remember("Testcard", problem, {"winner": "steps", "steps": "R4"}, epoch=True)
+    shown = hg.plan(network(), N, optimizer=optimizer)
+    assert shown.layout == by_rule.layout
+    assert shown.reason == f"{by_rule.reason}; an epoch of R2 was measured to be slower"
+    net, (X, y, order) = network(), data()
+    launched, _ = launched_by(lambda: net.train_epoch(X, y, order, N, optimizer))
+    assert not any("epoch" in one for one in launched)
+    remembered.remember("Testcard", problem, {"winner": "cublas", "tiling": ""})
+    remembered.remember("Testcard", problem, {"winner": "steps", "steps": "cublas"}, epoch=True)
+    found = winners.decide(network(), problem, epoch=True)
+    assert (found.cublas, found.steps) == (True, True)
+    reason = "cublas was measured to be the fastest on this GPU; an epoch of R2 was measured to be slower"
+    assert hg.plan(network(), N, optimizer=optimizer).reason == reason
+    remembered.remember("Testcard", problem, {"winner": "R2", "tiling": "cells 12x4"}, epoch=True)
+    found = winners.decide(network(), problem, epoch=True)
+    assert (found.choice.layout.path, found.cublas) == ("R2", False), "it was faster than cuBLAS's steps"
+    assert winners.decide(network(), problem).cublas
+
+
 def test_the_same_bits_by_the_cells_that_were_measured(testcard):
     """On any number of multiprocessors; other cells give others."""
-    from handgrad import emulator
-
     X, y, order = data()
     found = {}
     for one in tilings_of(problem_like(), "R2"):
@@ -343,8 +366,6 @@ def test_a_wrong_argument_is_told_in_one_line(words, line, cache):
 
 
 def test_a_batch_of_none_and_a_precision_that_there_is_not_are_told_in_one_line():
-    from handgrad import emulator
-
     with pytest.raises(ValueError, match=r"^batch_size: expected a whole number, 1 or more, got 0$"):
         tuning.measure_candidates(network(), 0, None, "Testcard", lambda run, xp: 1.0)
     with (

@@ -59,8 +59,9 @@ def tune(
 ) -> None:
     """Measure which path with which tiles, or cuBLAS, is the fastest for a shape on this GPU.
 
-    With --samples, whether whole epochs run faster by such steps or by R2, too.  The winner is kept in plans.json of the cache folder, and from then on training and plans of this shape
-    and these settings take it.  It decides the order of sums, and so the last bits.  docs/plans.md
+    With --samples, also whether whole epochs run faster by such steps or by R2.  Winners are kept in
+    plans.json of the cache folder, and from then on training and plans of this shape and these settings take
+    them.  They decide the order of sums, and so the last bits.  docs/plans.md
     """
     from handgrad.arrays import resolve_device
     from handgrad.cli.network import build_optimizer
