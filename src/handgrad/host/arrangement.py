@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handgrad.host import blas, remembered
+from handgrad.measurements import Row
 
 # OpenBLAS multiplies without packing up to 100³ multiplications (interface/gemm.c, *_small_matrix_permit).
 SMALL_PRODUCT = 1_000_000
@@ -54,7 +55,7 @@ def cut(sizes: tuple[int, ...], rows: int, itemsize: int, shared: bool = False) 
     return measured or rule(sizes, rows, itemsize, shared)
 
 
-def _measured(entry: remembered.Entry, sizes: tuple[int, ...], rows: int) -> Cut | None:
+def _measured(entry: Row, sizes: tuple[int, ...], rows: int) -> Cut | None:
     """An entry of the file as a cut; None where it makes no sense."""
     try:
         block = int(entry["block"])
