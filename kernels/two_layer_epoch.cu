@@ -222,7 +222,8 @@ __device__ __forceinline__ void propagate(const Scratch<T>& m, const T* W2, cons
   }
 }
 
-// dW1 = X' dZ1 and the rule on it; a thread takes two columns of X by GROUP units.
+// dW1 = X' dZ1 and the rule on it; a thread takes two columns of X by GROUP units.  fma is written out: what a
+// compiler fuses differed between KEPT and not.
 template <class Rule, class T>
 __device__ __forceinline__ void update_W1(const Rule& rule, const Scratch<T>& m, T* W1, const Cell& c, const Epoch& e,
                                           int rows) {
@@ -237,8 +238,8 @@ __device__ __forceinline__ void update_W1(const Rule& rule, const Scratch<T>& m,
       Units<T> dz = Units<T>::load(m.A + n * m.a_stride + h);
 #pragma unroll
       for (int u = 0; u < GROUP; ++u) {
-        sums[0][u] += x[0] * dz[u];
-        sums[1][u] += x[1] * dz[u];
+        sums[0][u] = fma(x[0], dz[u], sums[0][u]);
+        sums[1][u] = fma(x[1], dz[u], sums[1][u]);
       }
     }
 #pragma unroll

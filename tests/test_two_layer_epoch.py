@@ -186,11 +186,20 @@ def test_x_that_starts_anywhere() -> None:
 # ---- the same bits ---------------------------------------------------------------------------------------
 
 
-def test_bits_do_not_depend_on_the_multiprocessors() -> None:
+@pytest.mark.parametrize(
+    "case",
+    [
+        FEW[0],
+        {"optimizer": "momentum", "activation": "relu", "N": 45, "D": 20, "H": 12, "rows": 100},
+        {"optimizer": "adam", "activation": "sigmoid", "loss": "bce", "N": 45, "D": 64, "H": 16, "C": 1},
+    ],
+    ids=str,
+)
+def test_bits_do_not_depend_on_the_multiprocessors(case: dict[str, Any]) -> None:
     """Nor on where the slices lie, nor on the architecture."""
     found, places = set(), set()
     for arch, sms in (("sm_80", 1), ("sm_80", 4), ("sm_80", 7), ("sm_80", 132), ("sm_75", 132), ("sm_90", 3)):
-        run = training(**FEW[0] | {"arch": arch, "sms": sms})
+        run = training(**case | {"arch": arch, "sms": sms})
         places.add(is_kept(run.layout))
         losses = [run.epoch(order_of(60, 44, epoch)).tobytes() for epoch in range(2)]
         found.add((run.bits(), *losses))
