@@ -34,11 +34,12 @@ def epoch(
     m: Memory, dtype: str, N: int, D: int, H: int, C: int, *,
     setting: str, loss: str, activation: str = "tanh", output: str = "identity", reduction: str = "mean",
     bias: bool = True, inputs: str = "own", frozen: str = "", x: str = "aligned", sms: int = 0,
-    kind: str = "normal",
+    kind: str = "normal", cells: int = 0,
 ) -> list[Output]:  # fmt: skip
     """One launch; ``sms``: laid out for as many multiprocessors, 0 for those of the device.
 
-    ``kind``: "normal" numbers, "unknown label" in a row of the second batch, or "not a number" in one of X.
+    ``kind``: "normal" numbers, "unknown label" in a row of the second batch, or "not a number" in one of X;
+    ``cells``: the number of those that the path offers.
     """
     chosen, device = SETTINGS[setting](), device_limits(m.xp)
     stored = dtype if inputs == "own" else inputs
@@ -89,7 +90,8 @@ def epoch(
         losses[:1],
         m.workspace,
     )
-    layout = two_layer_epoch.lay_out(problem)
+    offered = two_layer_epoch.tilings(problem)
+    layout = two_layer_epoch.lay_out(problem, offered[cells % len(offered)])
     two_layer_epoch.run(layout, arrays, m.input(order, name="order"), N, losses)
 
     @functools.cache
@@ -178,6 +180,8 @@ def epoch_trials(dtype: str, quick: bool) -> list[Trial]:
         trials.append(_trial(dtype, 9, 24, 12, 3, **scheduled, sms=sms, schedules=True))
         for kind in ("unknown label", "not a number"):
             trials.append(_trial(dtype, 9, 24, 12, 3, **scheduled, sms=sms, kind=kind))
+        for cells in (1, 2) if quick else range(1, 5):  # besides the rule's
+            trials.append(_trial(dtype, 9, 132, 37, 3, **scheduled, sms=sms, cells=cells))
     if not quick:
         trials += [_instance(dtype, number, settings) for number, settings in enumerate(INSTANCES)]
     return trials
@@ -200,6 +204,7 @@ def _trial(dtype: str, N: int, D: int, H: int, C: int, *, schedules: bool = Fals
         "inputs": "uint8" if keywords.get("inputs") == "uint8" else "",
         "x": f"x {keywords['x']}" if keywords.get("x", "aligned") != "aligned" else "",
         "sms": "slices in global memory" if keywords.get("sms") else "",
+        "cells": f"cells {keywords['cells']}" if keywords.get("cells") else "",
         "output": "" if keywords.get("output", "identity") == "identity" else f"output {keywords['output']}",
     }
     named = [words.get(name, str(value)) for name, value in keywords.items()]
