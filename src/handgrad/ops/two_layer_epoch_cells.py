@@ -4,7 +4,7 @@ SD columns of X by SH hidden units each; the bits follow from them.  The rule's 
 least with, of at most as many as an A100 has multiprocessors; tuning tries a few others besides.  All follow
 from the shape and the types alone, but that what an architecture has no shared memory for is left out.
 
-Used by :mod:`handgrad.ops.two_layer_epoch`.  Test: ``tests/test_two_layer_epoch.py``.
+Used by :mod:`handgrad.ops.two_layer_epoch`.  Test: ``tests/test_two_layer_epoch_cells.py``.
 """
 
 from __future__ import annotations
