@@ -1,4 +1,4 @@
-"""The cells of R2: they cover the parameters, fit the memory, are few to try, and the bits follow from them."""
+"""The cells of R2: they cover the parameters and fit the memory, few are to try, and the bits are theirs."""
 
 from __future__ import annotations
 
