@@ -132,7 +132,7 @@ constexpr int STAGES = (STATIC_SHARED - OTHER) / ((P::BM + P::BN) * P::BK * int(
 
 // Elements of a ring of slabs, beside OTHER bytes.
 template <class T, class P, int OTHER = 0>
-constexpr int RING = STAGES<T, P, OTHER> * (P::BM + P::BN) * P::BK;
+constexpr int RING_SIZE = STAGES<T, P, OTHER> * (P::BM + P::BN) * P::BK;
 
 // product += A B over k of the sources' k0 .. k_end: `slabs` slabs.  COUNT - 1 of them are under way while one is
 // multiplied; one barrier a slab.  on_slab(Bs) sees each slab of B after its product.  ring: COUNT slabs of A and then

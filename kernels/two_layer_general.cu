@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
                    int N, int D, int H, T scale, T shift) {
   using P = typename TILE::template Product<T, true, false, VH>;
   constexpr int COUNT = STAGES<T, P>;
-  __shared__ __align__(16) T ring[RING<T, P>];
+  __shared__ __align__(16) T ring[RING_SIZE<T, P>];
   const int n0 = blockIdx.x * P::BM, h0 = blockIdx.y * P::BN;
   auto a = input_slab<InputSlab<X, T, P, P::BM, VD, true>>(x, D, n0, N, 0, D, scale, shift);
   CopiedSlab<T, P, P::BN, VH, false> b{W1, H, h0, H, 0, D};
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   constexpr int PARTS = THREADS / FEW;  // of the rows, for db2
   static_assert(ROWS <= THREADS && ROWS % PARTS == 0 && THREADS % FEW == 0, "a thread a row; whole parts");
   static_assert(P::BN <= FEW, "one tile holds whole rows");
-  static_assert(2 * ROWS * PITCH <= RING<T, P, THREADS * sizeof(T)>, "logits and gradients fit where the slabs were");
-  __shared__ __align__(16) T ring[RING<T, P, THREADS * sizeof(T)>];
+  static_assert(2 * ROWS * PITCH <= RING_SIZE<T, P, THREADS * sizeof(T)>, "logits and gradients fit where the slabs were");
+  __shared__ __align__(16) T ring[RING_SIZE<T, P, THREADS * sizeof(T)>];
   __shared__ T scratch[THREADS];
   T* const z = ring;  // (ROWS, C), once the slabs have been multiplied
   T* const dz = ring + ROWS * PITCH;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   using Backward = typename TILE::template Product<T, true, true, VH>;
   constexpr int THREADS = Forward::THREADS, ROWS = Forward::BM, COLUMNS = Forward::BN;
   constexpr int COUNT = STAGES<T, Forward, THREADS / WARP * sizeof(T)>;
-  __shared__ __align__(16) T ring[RING<T, Forward, THREADS / WARP * sizeof(T)>];
+  __shared__ __align__(16) T ring[RING_SIZE<T, Forward, THREADS / WARP * sizeof(T)>];
   __shared__ T scratch[THREADS / WARP];
   const int lane = threadIdx.x % WARP;
 
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   static_assert(int(P::THREADS) == int(P2::THREADS), "the same blocks compute both");
   constexpr int KEPT = MOST ? MOST * P::BN + 2 * P::BK * MOST : 0;
   constexpr int COUNT = STAGES<T, P, KEPT * sizeof(T)>, COUNT2 = STAGES<T, P2, KEPT * sizeof(T)>;
-  constexpr int ELEMENTS = RING<T, P, KEPT * sizeof(T)>, ELEMENTS2 = RING<T, P2, KEPT * sizeof(T)>;
+  constexpr int ELEMENTS = RING_SIZE<T, P, KEPT * sizeof(T)>, ELEMENTS2 = RING_SIZE<T, P2, KEPT * sizeof(T)>;
   __shared__ __align__(16) T ring[ELEMENTS > ELEMENTS2 ? ELEMENTS : ELEMENTS2];
   __shared__ __align__(16) T kept[KEPT ? KEPT : 1];
 
