@@ -79,6 +79,10 @@ struct MmaProduct {
     }
   }
 
+  // No two warps share an element.
+  static constexpr int EXCHANGED = 0;
+  __device__ __forceinline__ void combine(float*) {}
+
   // Gives every one or two neighbouring elements inside the M x N matrix to write(group, row, column).
   template <class Write>
   __device__ __forceinline__ void for_each_group(int m0, int M, int n0, int N, const Write& write) const {

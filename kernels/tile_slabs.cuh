@@ -130,13 +130,20 @@ constexpr int STAGES = (STATIC_SHARED - OTHER) / ((P::BM + P::BN) * P::BK * int(
                            ? (STATIC_SHARED - OTHER) / ((P::BM + P::BN) * P::BK * int(sizeof(T)))
                            : MOST_STAGES;
 
+// Elements of a ring of slabs, beside OTHER bytes.
+template <class T, class P, int OTHER = 0>
+constexpr int RING_SIZE = STAGES<T, P, OTHER> * (P::BM + P::BN) * P::BK;
+
 // product += A B over k of the sources' k0 .. k_end: `slabs` slabs.  COUNT - 1 of them are under way while one is
-// multiplied; one barrier a slab.  on_slab(Bs) sees each slab of B after its product.  A and B: rings of COUNT slabs.
+// multiplied; one barrier a slab.  on_slab(Bs) sees each slab of B after its product.  ring: COUNT slabs of A and then
+// of B, free again at the end.
 template <int COUNT, class T, class P, class A, class B, class OnSlab>
-__device__ __forceinline__ void accumulate(P& product, A& a, B& b, T* As, T* Bs, int slabs, const OnSlab& on_slab) {
+__device__ __forceinline__ void accumulate(P& product, A& a, B& b, T* ring, int slabs, const OnSlab& on_slab) {
   static_assert(COUNT >= 2, "one slab is multiplied while the next one comes");
   constexpr int SIZE_A = P::BM * P::BK, SIZE_B = P::BN * P::BK;
   constexpr bool PRIMED = A::PRIMED || B::PRIMED;
+  T* const As = ring;
+  T* const Bs = ring + COUNT * SIZE_A;
   a.prime();
   b.prime();
   if constexpr (PRIMED) __syncthreads();  // what a source needs for slab 0 is there
@@ -172,6 +179,8 @@ __device__ __forceinline__ void accumulate(P& product, A& a, B& b, T* As, T* Bs,
     next = next + 1 == COUNT ? 0 : next + 1;
   }
   __syncthreads();  // every thread is done with the slabs: their memory may be used for other things
+  static_assert(P::EXCHANGED <= COUNT * (SIZE_A + SIZE_B), "what slices of k exchange fits where the slabs were");
+  product.combine(ring);
 }
 
 template <class T>

@@ -45,13 +45,13 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
                    int N, int D, int H, T scale, T shift) {
   using P = typename TILE::template Product<T, true, false, VH>;
   constexpr int COUNT = STAGES<T, P>;
-  __shared__ __align__(16) T As[COUNT * P::BM * P::BK], Bs[COUNT * P::BN * P::BK];
+  __shared__ __align__(16) T ring[RING_SIZE<T, P>];
   const int n0 = blockIdx.x * P::BM, h0 = blockIdx.y * P::BN;
   auto a = input_slab<InputSlab<X, T, P, P::BM, VD, true>>(x, D, n0, N, 0, D, scale, shift);
   CopiedSlab<T, P, P::BN, VH, false> b{W1, H, h0, H, 0, D};
   P product;
   product.clear();
-  accumulate<COUNT>(product, a, b, As, Bs, slabs_of<T, P>(D), Nothing<T>{});
+  accumulate<COUNT>(product, a, b, ring, slabs_of<T, P>(D), Nothing<T>{});
   product.for_each_group(n0, N, h0, H, Activated<T, F>{b1, A1, H});
 }
 
@@ -81,11 +81,11 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   constexpr int PARTS = THREADS / FEW;  // of the rows, for db2
   static_assert(ROWS <= THREADS && ROWS % PARTS == 0 && THREADS % FEW == 0, "a thread a row; whole parts");
   static_assert(P::BN <= FEW, "one tile holds whole rows");
-  static_assert(2 * PITCH <= COUNT * P::BK, "logits and gradients fit where the slabs were");
-  __shared__ __align__(16) T As[COUNT * P::BM * P::BK], Bs[COUNT * P::BN * P::BK];
+  static_assert(2 * ROWS * PITCH <= RING_SIZE<T, P, THREADS * sizeof(T)>, "logits and gradients fit where the slabs were");
+  __shared__ __align__(16) T ring[RING_SIZE<T, P, THREADS * sizeof(T)>];
   __shared__ T scratch[THREADS];
-  T* const z = As;                   // (ROWS, C), once the slabs have been multiplied
-  T* const dz = As + ROWS * PITCH;
+  T* const z = ring;  // (ROWS, C), once the slabs have been multiplied
+  T* const dz = ring + ROWS * PITCH;
   const int c = threadIdx.x % FEW, part = threadIdx.x / FEW;
 
   for (int s = blockIdx.x; s < count; s += gridDim.x) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
       CopiedSlab<T, P, P::BN, 1, false> b{W2, C, 0, C, 0, H};
       P product;
       product.clear();
-      accumulate<COUNT>(product, a, b, As, Bs, slabs_of<T, P>(H), Nothing<T>{});
+      accumulate<COUNT>(product, a, b, ring, slabs_of<T, P>(H), Nothing<T>{});
       product.for_each_group(0, ROWS, 0, C, ToShared<T>{b2, z, PITCH});
       __syncthreads();  // all logits are there
       const long long first = static_cast<long long>(n0) * C;  // of the elements of these rows, which lie together
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   using Backward = typename TILE::template Product<T, true, true, VH>;
   constexpr int THREADS = Forward::THREADS, ROWS = Forward::BM, COLUMNS = Forward::BN;
   constexpr int COUNT = STAGES<T, Forward, THREADS / WARP * sizeof(T)>;
-  __shared__ __align__(16) T As[COUNT * ROWS * Forward::BK], Bs[COUNT * COLUMNS * Forward::BK];
+  __shared__ __align__(16) T ring[RING_SIZE<T, Forward, THREADS / WARP * sizeof(T)>];
   __shared__ T scratch[THREADS / WARP];
   const int lane = threadIdx.x % WARP;
 
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
         CopiedSlab<T, Forward, COLUMNS, VC, false> b{W2, C, c0, C, 0, H};
         Forward product;
         product.clear();
-        accumulate<COUNT>(product, a, b, As, Bs, slabs_of<T, Forward>(H), Nothing<T>{});
+        accumulate<COUNT>(product, a, b, ring, slabs_of<T, Forward>(H), Nothing<T>{});
         product.for_each_group(n0, N, c0, C, WithBias<T>{b2, Z2, C});
       }
       __syncthreads();  // all logits are there
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
         CopiedSlab<T, Backward, COLUMNS, VC, true> b{W2, C, h0, H, 0, C};
         Backward product;
         product.clear();
-        accumulate<COUNT>(product, a, b, As, Bs, slabs_of<T, Backward>(C), Nothing<T>{});
+        accumulate<COUNT>(product, a, b, ring, slabs_of<T, Backward>(C), Nothing<T>{});
         product.for_each_group(n0, N, h0, H, TimesDerivative<T, F>{A1, dZ1, H});
       }
     }
@@ -280,9 +280,6 @@ struct ColumnSums {
   }
 };
 
-template <class T, class P, int OTHER>
-constexpr int SLAB_ELEMENTS = STAGES<T, P, OTHER> * (P::BM + P::BN) * P::BK;
-
 // Blocks (x, y): tile x, the first `tiles` of dW1 (along D first), the others of dW2 (along H first); partitions y,
 // y + gridDim.y, ... of `count`.  MOST: 0 where dZ1 is given, else 4 or 16, at least C.  Without bias, b1 is below 0.
 template <class T, class X, class TILE, class TILE2, class F, int VD, int VH, int VC, int MOST>
@@ -295,16 +292,14 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   static_assert(int(P::THREADS) == int(P2::THREADS), "the same blocks compute both");
   constexpr int KEPT = MOST ? MOST * P::BN + 2 * P::BK * MOST : 0;
   constexpr int COUNT = STAGES<T, P, KEPT * sizeof(T)>, COUNT2 = STAGES<T, P2, KEPT * sizeof(T)>;
-  constexpr int ELEMENTS = SLAB_ELEMENTS<T, P, KEPT * sizeof(T)>, ELEMENTS2 = SLAB_ELEMENTS<T, P2, KEPT * sizeof(T)>;
-  __shared__ __align__(16) T slabs[ELEMENTS > ELEMENTS2 ? ELEMENTS : ELEMENTS2];
+  constexpr int ELEMENTS = RING_SIZE<T, P, KEPT * sizeof(T)>, ELEMENTS2 = RING_SIZE<T, P2, KEPT * sizeof(T)>;
+  __shared__ __align__(16) T ring[ELEMENTS > ELEMENTS2 ? ELEMENTS : ELEMENTS2];
   __shared__ __align__(16) T kept[KEPT ? KEPT : 1];
 
   if (static_cast<int>(blockIdx.x) < tiles) {
     const int along_D = (D + P::BM - 1) / P::BM;
     const int d0 = blockIdx.x % along_D * P::BM, h0 = blockIdx.x / along_D * P::BN;
     const bool sums_bias = b1 >= 0 && d0 == 0;
-    T* const As = slabs;
-    T* const Bs = slabs + COUNT * P::BM * P::BK;
     for (int s = blockIdx.y; s < count; s += gridDim.y) {
       const int k0 = s * chunk, k1 = min(N, k0 + chunk);
       T* const out = partials + s * stride;
@@ -318,10 +313,10 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
         b.A1 = A1, b.dZ2 = dZ2, b.H = H, b.C = C, b.h0 = h0, b.k0 = k0, b.k_end = k1;
         b.W2_shared = kept, b.dZ2_shared = kept + b.W2_SIZE;
         if (s == static_cast<int>(blockIdx.y)) b.keep_weights(W2);
-        accumulate<COUNT>(product, a, b, As, Bs, slabs_of<T, P>(k1 - k0), sums);
+        accumulate<COUNT>(product, a, b, ring, slabs_of<T, P>(k1 - k0), sums);
       } else {
         CopiedSlab<T, P, P::BN, VH, false> b{dZ1, H, h0, H, k0, k1};
-        accumulate<COUNT>(product, a, b, As, Bs, slabs_of<T, P>(k1 - k0), sums);
+        accumulate<COUNT>(product, a, b, ring, slabs_of<T, P>(k1 - k0), sums);
       }
       product.for_each_group(d0, D, h0, H, Plain<T>{out, H});
       if (sums_bias && threadIdx.x < P::BN && h0 + static_cast<int>(threadIdx.x) < H)
@@ -336,8 +331,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
       CopiedSlab<T, P2, P2::BN, VC, false> b{dZ2, C, c0, C, k0, k1};
       P2 product;
       product.clear();
-      accumulate<COUNT2>(product, a, b, slabs, slabs + COUNT2 * P2::BM * P2::BK, slabs_of<T, P2>(k1 - k0),
-                         Nothing<T>{});
+      accumulate<COUNT2>(product, a, b, ring, slabs_of<T, P2>(k1 - k0), Nothing<T>{});
       product.for_each_group(h0, H, c0, C, Plain<T>{partials + s * stride + W2_at, C});
     }
   }

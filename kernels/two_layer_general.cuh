@@ -3,12 +3,12 @@
 #include "tile_fma.cuh"
 #include "tile_mma.cuh"
 
-// The product class of a tile: Fma<Tile<...>>, or Mma<Tf32, WarpTile<...>>.
-template <class TILE>
+// The product class of a tile: Fma<Tile<...>, 2>, or Mma<Tf32, WarpTile<...>>.
+template <class TILE, int SLICES = 1>
 struct Fma {
-  static constexpr int THREADS = TILE::THREADS;
+  static constexpr int THREADS = TILE::THREADS * SLICES;
   template <class T, bool A_K, bool B_K, int VN>
-  using Product = FmaProduct<T, TILE, A_K, B_K, VN>;
+  using Product = FmaProduct<T, TILE, SLICES, A_K, B_K, VN>;
 };
 
 template <class PRECISION, class TILE>

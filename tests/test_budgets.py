@@ -98,6 +98,19 @@ def test_the_bar_of_a_tile():
     assert budgets.fma_bar("loss_rows<float, Hinge, 16>") is None
 
 
+def test_the_products_of_r4_have_a_bar_of_their_own():
+    for tile, least in (
+        ("Fma<Tile<64, 64, 16, 8, 8>, 2>", 4),
+        ("Fma<Tile<64, 64, 16, 4, 4>, 1>", 4),
+        ("Fma<Tile<128, 128, 8, 8, 16>, 1>", 0.95 * 128 / 24),
+        ("Fma<Tile<128, 4, 16, 4, 1>, 1>", 0.95 * 4 / 5),
+    ):
+        expression = f"general_output<float, {tile}, CrossEntropy, 4>"
+        assert budgets.fma_bar(expression) == pytest.approx(least)
+    double = "general_output<double, Fma<Tile<64, 64, 16, 4, 4>, 1>, CrossEntropy, 2>"
+    assert budgets.fma_bar(double) == pytest.approx(1.9)
+
+
 def test_a_snapshot_is_read_as_it_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr(budgets, "load_nvrtc", lambda: machine_code.Nvrtc.__new__(machine_code.Nvrtc))
     monkeypatch.setattr(machine_code.Nvrtc, "version", "13.0")

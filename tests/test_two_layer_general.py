@@ -24,11 +24,12 @@ from handgrad.ops.two_layer_general_tiles import (
     BROAD,
     LONG,
     MEDIUM,
+    MEDIUM_DOUBLE,
     NARROW,
-    SHORT,
     SKINNY,
+    SKINNY_DOUBLE,
     SLIM,
-    SMALL,
+    SMALL_DOUBLE,
     WIDE,
     MmaTile,
     choose_output_tile,
@@ -340,11 +341,14 @@ def test_arrays_are_those_of_the_problem():
     [
         ((5000, 1, "float32"), NARROW), ((5000, 32, "float32"), NARROW), ((5000, 33, "float32"), MEDIUM),
         ((5000, 64, "float32"), MEDIUM), ((8064, 65, "float32"), MEDIUM), ((8065, 65, "float32"), WIDE),
-        ((8065, 65, "float64"), MEDIUM), ((8065, 65, "tf32"), MmaTile("tf32", 128, 128, 16, 64, 64)),
+        ((8065, 65, "float64"), MEDIUM_DOUBLE), ((8065, 65, "tf32"), MmaTile("tf32", 128, 128, 16, 64, 64)),
         ((8065, 65, "3xtf32"), MmaTile("3xtf32", 128, 64, 16, 64, 32)),
         ((64, 65, "float32", True), MEDIUM), ((65, 65, "float32", True), WIDE),
         ((65, 65, "float32", True, True), BROAD), ((64, 65, "float32", True, True), MEDIUM),
-        ((65, 65, "float64", True, True), SMALL),
+        ((65, 65, "float32", True, True, True), MEDIUM), ((65, 65, "float32", True, False, True), WIDE),
+        ((65, 65, "3xtf32", True, True), MmaTile("3xtf32", 128, 64, 16, 64, 32)),
+        ((65, 65, "3xtf32", True, True, True), MmaTile("3xtf32", 64, 64, 16, 32, 32)),
+        ((65, 65, "float64", True, True), SMALL_DOUBLE),
         ((65, 65, "bfloat16", True, True), MmaTile("bfloat16", 128, 64, 16, 64, 32)),
     ],
 )  # fmt: skip
@@ -355,7 +359,12 @@ def test_tiles_change_where_they_should(size, tile):
 def test_tiles_of_the_second_layer_change_where_they_should():
     chosen = [choose_output_tile(C, "float32") for C in (1, 4, 5, 16, 17)]
     assert chosen == [SLIM, SLIM, SKINNY, SKINNY, LONG]
-    assert [choose_output_tile(C, "float64") for C in (4, 5, 16, 17)] == [SLIM, SHORT, SHORT, SMALL]
+    assert [choose_output_tile(C, "float64") for C in (4, 5, 16, 17)] == [
+        SLIM,
+        SKINNY_DOUBLE,
+        SKINNY_DOUBLE,
+        SMALL_DOUBLE,
+    ]
     assert choose_output_tile(17, "bfloat16").precision == "bfloat16"
     assert choose_output_tile(16, "bfloat16") == SKINNY
     assert not Geometry(problem(5, 5, 5, 16)).stores_dZ1

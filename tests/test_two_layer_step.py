@@ -92,18 +92,29 @@ def test_tensor_cores(trial):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["tf32", "3xtf32", "bfloat16"])
-def test_traffic_and_bank_conflicts_of_tensor_cores(precision):
-    step = Step(dataclasses.replace(LARGE, N=160, D=416, precision=precision))
+@pytest.mark.parametrize(
+    ("precision", "inputs"),
+    [("tf32", "float32"), ("3xtf32", "float32"), ("3xtf32", "uint8"), ("bfloat16", "float32")],
+)
+def test_traffic_and_bank_conflicts_of_tensor_cores(precision, inputs):
+    step = Step(dataclasses.replace(LARGE, N=160, D=416, precision=precision, inputs=inputs))
     launches, found = counted(step)
     assert found == {name: moved for name, moved in step.layout.requested.items() if moved}
     assert shared_traffic(launches[0])["load"].conflicts <= 1.1
 
 
-@pytest.mark.parametrize("D", [32, 35])
-def test_bytes_are_scaled_in_the_kernel(D):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"D": 32},
+        {"D": 35},
+        {"D": 416, "H": 50, "precision": "3xtf32"},
+        {"D": 415, "H": 41, "precision": "3xtf32"},
+    ],
+)
+def test_bytes_are_scaled_in_the_kernel(change):
     """The scale is a power of two and the shift a whole number: X is exact, as the reference takes it."""
-    Step(dataclasses.replace(SMALL, D=D, inputs="uint8"), scale=1 / 128, shift=-1.0).run().assert_right()
+    Step(dataclasses.replace(SMALL, **change, inputs="uint8"), scale=1 / 128, shift=-1.0).run().assert_right()
 
 
 def test_float_inputs_have_no_scale():

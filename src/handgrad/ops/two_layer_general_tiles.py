@@ -20,17 +20,28 @@ WIDE_TILES_LEAST = 64  # below as many 128 x 128 tiles, smaller ones spread the 
 SPLIT_BLOCKS = 256  # blocks that the weight product aims at: about two on each multiprocessor of a large GPU
 OTHER_BLOCKS = (128, 512, 1024)  # that tuning tries
 CHUNK_LEAST = 128  # samples in one of its partitions, at least
+WIDTH = 4  # elements that a load of float32 or uint8 moves where rows allow
 TENSOR = {"tf32": "Tf32", "3xtf32": "ThreeTf32", "bfloat16": "Bfloat16"}
 
 
 @dataclass(frozen=True)
 class FmaTile(Tile):
-    """A tile of fused multiply-adds."""
+    """A tile of fused multiply-adds; ``slices``: grids of threads that share it, each with its own k."""
+
+    slices: int = 1
+
+    def __str__(self) -> str:
+        return super().__str__() + (f"/{self.slices}" if self.slices > 1 else "")
+
+    @property
+    def threads(self) -> int:
+        """Threads of the block that computes the tile."""
+        return super().threads * self.slices
 
     @property
     def cpp(self) -> str:
         """The C++ type."""
-        return f"Fma<{super().cpp}>"
+        return f"Fma<{super().cpp}, {self.slices}>"
 
 
 @dataclass(frozen=True)
@@ -56,42 +67,58 @@ class MmaTile:
 
 AnyTile = FmaTile | MmaTile
 
+# Of 128 threads.  A thread that owns 8 x 8 elements makes 4 multiply-adds for each shared element that it
+# loads; where the tile is too small for that many such threads, slices of k share it.
 WIDE = FmaTile(128, 128, 8, 8, 16)
 BROAD = FmaTile(128, 64, 16, 8, 8)  # of dW1 where its kernel computes dZ1, which takes registers too
-MEDIUM = FmaTile(64, 64, 16, 8, 4)
 LONG = FmaTile(64, 128, 8, 8, 8)  # of the second layer, above 16 columns
-NARROW = FmaTile(128, 32, 16, 8, 4)  # up to 32 columns
-SKINNY = FmaTile(128, 16, 16, 4, 4)  # up to 16
-SHORT = FmaTile(64, 16, 16, 2, 4)  # the same in float64
-SMALL = FmaTile(64, 32, 16, 4, 4)  # of float64, where registers are short
-SLIM = FmaTile(128, 4, 16, 4, 1)  # up to 4
+MEDIUM = FmaTile(64, 64, 16, 8, 8, 2)
+NARROW = FmaTile(128, 32, 16, 8, 8, 2)  # up to 32 columns
+SMALL = FmaTile(64, 32, 16, 8, 8, 4)
+SKINNY = FmaTile(128, 16, 16, 8, 8, 4)  # of the second layer, up to 16 columns
+SLIM = FmaTile(128, 4, 16, 4, 1)  # up to 4: memory bounds it
+# Of float64, whose elements take two registers.
+MEDIUM_DOUBLE = FmaTile(64, 64, 16, 8, 4)
+NARROW_DOUBLE = FmaTile(128, 32, 16, 8, 4)
+SMALL_DOUBLE = FmaTile(64, 32, 16, 4, 4)
+SKINNY_DOUBLE = FmaTile(64, 16, 16, 2, 4)
 
 # What tuning tries besides the rule's, the largest first ...
-FMA_TILES = (WIDE, BROAD, LONG, MEDIUM, NARROW, SMALL)
+FMA_TILES = {
+    "float32": (WIDE, BROAD, LONG, MEDIUM, NARROW, SMALL),
+    "float64": (LONG, MEDIUM_DOUBLE, NARROW_DOUBLE, SMALL_DOUBLE),
+}
 WARP_TILES = (  # BM, BN, BK, WM, WN
     *((128, 128, 16, 64, 64), (64, 128, 16, 32, 64), (128, 64, 16, 64, 32), (64, 64, 16, 32, 32)),
     *((128, 32, 16, 32, 32), (64, 32, 16, 32, 16)),
 )
-# ... from that one on whose kernel spills for no activation: of A1; of dW1; of dW1 where dZ1 is computed too.
-LARGEST_HIDDEN = {"float32": 0, "float64": 2, "tf32": 1, "3xtf32": 1, "bfloat16": 1}
-LARGEST_WEIGHT = {"float32": 0, "float64": 3, "tf32": 0, "3xtf32": 1, "bfloat16": 0}
-LARGEST_LEAN = {"float32": 1, "float64": 5, "tf32": 2, "3xtf32": 3, "bfloat16": 2}
+# ... from that one on whose kernel spills for no activation: of A1; of dW1; of dW1 where dZ1 is computed too,
+# with loads of WIDTH elements and with others.
+LARGEST_HIDDEN = {"float32": 0, "float64": 0, "tf32": 1, "3xtf32": 1, "bfloat16": 1}
+LARGEST_WEIGHT = {"float32": 0, "float64": 1, "tf32": 0, "3xtf32": 1, "bfloat16": 0}
+LARGEST_LEAN = {"float32": 1, "float64": 3, "tf32": 2, "3xtf32": 3, "bfloat16": 2}
+LARGEST_NARROW = LARGEST_LEAN | {"float32": 3}
 
 
-def choose_tile(rows: int, columns: int, precision: str, split: bool = False, lean: bool = False) -> AnyTile:
+def choose_tile(
+    rows: int, columns: int, precision: str, split: bool = False, lean: bool = False, narrow: bool = False
+) -> AnyTile:
     """The tile of a product with X: from the size of the result and the precision alone.
 
     ``split``: the product is split over the samples, so that large tiles leave no multiprocessor idle;
-    ``lean``: its kernel needs registers for other things.
+    ``lean``: its kernel needs registers for other things; ``narrow``: and for addresses of single elements.
     """
     tensor = precision in TENSOR
-    if lean and precision == "float64":
-        return SMALL
+    if precision == "float64":
+        if lean:
+            return SMALL_DOUBLE
+        return NARROW_DOUBLE if columns <= NARROW_DOUBLE.BN else MEDIUM_DOUBLE
     if columns <= NARROW.BN:
         return MmaTile(precision, 128, 32, 16, 32, 32) if tensor else NARROW
     wide_tiles = -(-rows // WIDE.BM) * -(-columns // WIDE.BN)
     enough = rows > MEDIUM.BM if split else wide_tiles >= WIDE_TILES_LEAST
-    if enough and columns > MEDIUM.BN and precision != "float64":
+    short = lean and narrow and precision in ("float32", "3xtf32")
+    if enough and columns > MEDIUM.BN and not short:
         if not tensor:
             return BROAD if lean else WIDE
         if lean or precision == "3xtf32":  # whose operands take twice the registers
@@ -105,7 +132,7 @@ def choose_output_tile(C: int, precision: str) -> AnyTile:
     if C <= SLIM.BN:
         return SLIM
     if precision == "float64":
-        return SHORT if C <= FEW else SMALL
+        return SKINNY_DOUBLE if C <= FEW else SMALL_DOUBLE
     if C <= FEW:
         return SKINNY
     return MmaTile(precision, 64, 64, 16, 32, 32) if precision in TENSOR else LONG
@@ -128,7 +155,7 @@ class GeneralTiling(Tiling):
 def candidates(precision: str, largest: Mapping[str, int]) -> tuple[AnyTile, ...]:
     """The tiles of the precision from its ``largest`` on."""
     tensor = tuple(MmaTile(precision, *one) for one in WARP_TILES) if precision in TENSOR else ()
-    return (tensor or FMA_TILES)[largest[precision] :]
+    return (tensor or FMA_TILES[precision])[largest[precision] :]
 
 
 def chunk_of(p: Problem, tile: AnyTile, blocks: int) -> int:
@@ -143,7 +170,9 @@ def tilings(problem: Problem) -> tuple[GeneralTiling, ...]:
     """Tiles that fit the shape, by splits that differ; the rule's first."""
     p, lean = problem, problem.C <= FEW
     hidden = choose_tile(p.N, p.H, p.precision)
-    weight = choose_tile(p.D, p.H, p.precision, split=True, lean=lean)
+    narrow = p.D % WIDTH != 0 or p.H % WIDTH != 0
+    weight = choose_tile(p.D, p.H, p.precision, split=True, lean=lean, narrow=narrow)
+    largest_weight = LARGEST_WEIGHT if not lean else LARGEST_NARROW if narrow else LARGEST_LEAN
 
     def hidden_blocks(tile: AnyTile) -> int:
         return tiles_of(p.N, tile.BM) * tiles_of(p.H, tile.BN)
@@ -153,7 +182,7 @@ def tilings(problem: Problem) -> tuple[GeneralTiling, ...]:
         return tiles_of(p.D, tile.BM) * tiles_of(p.H, tile.BN) * partitions
 
     of_hidden = dict.fromkeys((hidden, *candidates(p.precision, LARGEST_HIDDEN)))
-    of_weight = dict.fromkeys((weight, *candidates(p.precision, LARGEST_LEAN if lean else LARGEST_WEIGHT)))
+    of_weight = dict.fromkeys((weight, *candidates(p.precision, largest_weight)))
     return tuple(
         GeneralTiling(first, second, blocks)
         for first in worth_trying(tuple(of_hidden), p.N, p.H, hidden_blocks)

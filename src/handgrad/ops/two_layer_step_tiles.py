@@ -118,9 +118,10 @@ def fma_tiles(problem: Problem) -> tuple[FmaTile, ...]:
 PRECISIONS = {"tf32": "Tf32", "3xtf32": "SplitTf32", "bfloat16": "Bfloat16"}  # C++ types
 WARP_TILES = {  # MT, NT, ZT
     "tf32": ((2, 2, 2), (7, 7, 7), (12, 4, 4)),
-    "3xtf32": ((2, 2, 2), (7, 7, 4), (12, 4, 4)),  # operands take twice the registers
+    "3xtf32": ((2, 2, 2), (7, 7, 4), (12, 4, 4)),  # operands take twice the registers ...
     "bfloat16": ((2, 2, 2), (7, 7, 7), (12, 4, 4)),
 }
+WARP_TILES_OF_BYTES = {"3xtf32": ((2, 2, 2), (7, 7, 3), (12, 4, 4))}  # ... and bytes on their way some more
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,12 @@ def _eight_apart(columns: int) -> int:
 
 def mma_tiles(problem: Problem) -> tuple[MmaTile, ...]:
     """The tiles whose warps hold dW1, the smallest first."""
+    sizes = WARP_TILES[problem.precision]
+    if problem.inputs == "uint8":
+        sizes = WARP_TILES_OF_BYTES.get(problem.precision, sizes)
     return tuple(
         MmaTile(problem.precision, MT, NT, ZT)
-        for MT, NT, ZT in WARP_TILES[problem.precision]
+        for MT, NT, ZT in sizes
         if problem.D <= 16 * WARPS * MT and problem.H <= 8 * NT
     )
 
