@@ -18,7 +18,8 @@ constexpr int CHUNK_VECTORS = CHUNK_BYTES / VECTOR_BYTES;
 // Places in the array of hyperparameters (float64), as ops/optimizer.py writes it.
 constexpr int LR = 0, MOMENTUM = 1, BETA1 = 1, NESTEROV = 2, BETA2 = 2, EPSILON = 3, L2 = 4, DECOUPLED = 5;
 
-// A rule is prepared in float64 by one thread a block for step t = 1, 2, ... and then applied in T.
+// A rule is prepared in float64 by one thread a block for step t = 1, 2, ... and then applied in T.  fma is written out:
+// what is fused is then the same in every kernel that applies it, whatever the compiler makes of the code around.
 template <class T>
 struct Sgd {
   using Element = T;
@@ -29,8 +30,8 @@ struct Sgd {
     return {static_cast<T>(h[LR]), static_cast<T>(h[L2])};
   }
   __device__ __forceinline__ void apply(T& w, T g, T&, T&) const {
-    if (l2 != T(0)) g += l2 * w;
-    w -= lr * g;
+    if (l2 != T(0)) g = fma(l2, w, g);
+    w = fma(-lr, g, w);
   }
 };
 
@@ -45,9 +46,9 @@ struct Momentum {
     return {static_cast<T>(h[LR]), static_cast<T>(h[L2]), static_cast<T>(h[MOMENTUM]), h[NESTEROV] != 0};
   }
   __device__ __forceinline__ void apply(T& w, T g, T& u, T&) const {
-    if (l2 != T(0)) g += l2 * w;
-    u = mu * u + g;
-    w -= lr * (nesterov ? g + mu * u : u);
+    if (l2 != T(0)) g = fma(l2, w, g);
+    u = fma(mu, u, g);
+    w = fma(-lr, nesterov ? fma(mu, u, g) : u, w);
   }
 };
 
@@ -66,11 +67,11 @@ struct Adam {
             static_cast<T>(sqrt(correction2)), static_cast<T>(h[EPSILON])};
   }
   __device__ __forceinline__ void apply(T& w, T g, T& m, T& v) const {
-    if (l2 != T(0)) g += l2 * w;
+    if (l2 != T(0)) g = fma(l2, w, g);
     w *= keep;
-    m += towards_g * (g - m);
-    v = beta2 * v + towards_g2 * (g * g);
-    w -= step_size * (m / (sqrt(v) / root + epsilon));
+    m = fma(towards_g, g - m, m);
+    v = fma(beta2, v, towards_g2 * (g * g));
+    w = fma(-step_size, m / (sqrt(v) / root + epsilon), w);
   }
 };
 
