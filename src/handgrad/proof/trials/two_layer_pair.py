@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.ops import activation as activation_op
-from handgrad.ops import two_layer_pair
+from handgrad.ops import two_layer_pair, two_layer_pair_tiles
 from handgrad.ops.two_layer import Problem, StepArrays
 from handgrad.parameters import FlatParameters
 from handgrad.proof import reference, two_layer_reference
@@ -55,7 +55,7 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows += [{**small, "loss": "cross_entropy", "kind": kind} for kind in kinds]
     rows.append({**small, "loss": "cross_entropy", "x": "strided", "y": "strided"})
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
-    several_tiles = two_layer_pair.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
+    several_tiles = two_layer_pair_tiles.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
     rows.append({"N": several_tiles, "D": 3, "H": 5, "C": 2, "loss": "cross_entropy", "activation": "tanh"})
     others = [] if quick else tiling_trials("two_layer.pair_forward", two_layer_pair, "R3", dtype)
     return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows]) + others
