@@ -55,7 +55,7 @@ WIDE, BROAD, LONG = FmaTile(128, 128, 8, 8, 16), FmaTile(128, 64, 16, 8, 8), Fma
 MEDIUM, NARROW, SMALL = FmaTile(64, 64, 16, 8, 4), FmaTile(128, 32, 16, 8, 4), FmaTile(64, 32, 16, 4, 4)
 FMA_BACKWARD = {"float32": (WIDE, BROAD, LONG, MEDIUM, NARROW, SMALL), "float64": (MEDIUM, NARROW, SMALL)}
 WARP_BACKWARD = (
-    *((128, 128, 16, 64, 64), (64, 128, 16, 32, 64), (128, 64, 16, 64, 32), (64, 64, 16, 32, 32)),
+    *((64, 128, 16, 32, 64), (128, 64, 16, 64, 32), (64, 64, 16, 32, 32)),
     *((128, 32, 16, 32, 32), (64, 32, 16, 32, 16)),
 )
 
@@ -98,10 +98,10 @@ def shared_bytes(p: Problem, tile: AnyTile) -> int:
 
 
 def backward_tiles(precision: str) -> tuple[AnyTile, ...]:
-    """Those of dW1, the largest first; 3xtf32 has no registers for the very largest."""
+    """Those of dW1, the largest first."""
     if precision not in TENSOR:
         return FMA_BACKWARD[precision]
-    return tuple(MmaTile(precision, *one) for one in WARP_BACKWARD[precision == "3xtf32" :])
+    return tuple(MmaTile(precision, *one) for one in WARP_BACKWARD)
 
 
 def choose_backward_tile(D: int, H: int, precision: str) -> AnyTile:

@@ -9,7 +9,7 @@ import numpy as np
 
 from handgrad.ops import activation as activation_op
 from handgrad.ops import two_layer_pair, two_layer_pair_tiles
-from handgrad.ops.two_layer import Problem, StepArrays
+from handgrad.ops.two_layer import PRECISIONS, Problem, StepArrays
 from handgrad.parameters import FlatParameters
 from handgrad.proof import reference, two_layer_reference
 from handgrad.proof.guarded import Memory, Output
@@ -57,8 +57,32 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
     several_tiles = two_layer_pair_tiles.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
     rows.append({"N": several_tiles, "D": 3, "H": 5, "C": 2, "loss": "cross_entropy", "activation": "tanh"})
+    pixels = {**small, "inputs": "uint8", "loss": "cross_entropy"}
+    rows.append({**pixels, "D": 32, "activation": "tanh", "schedules": True})
+    rows.append({**pixels, "D": 35, "x": "misaligned"})
+    if dtype == "float32":
+        rows += _tensor_core_rows(quick)
     others = [] if quick else tiling_trials("two_layer.pair_forward", two_layer_pair, "R3", dtype)
     return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows]) + others
+
+
+def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
+    """Every width of a tile in every precision, against products of operands that are rounded first."""
+    rows: list[dict[str, Any]] = []
+    shapes = ((33, 20, 10, 3), (70, 64, 65, 2), (300, 301, 50, 10), (67, 132, 17, 17))
+    for i, precision in enumerate(PRECISIONS["float32"][1:]):
+        for j, shape in enumerate(shapes[:2] if quick else shapes):
+            loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
+            row = {**dict(zip("NDHC", shape, strict=True)), "precision": precision, "loss": loss}
+            rows.append(
+                {**row, "activation": ("tanh", "softplus")[j % 2], "x": ("aligned", "misaligned")[i % 2]}
+            )
+        small = {"N": 70, "D": 33, "H": 17, "C": 3, "precision": precision}
+        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "schedules": True})
+        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "inputs": "uint8"})
+        if precision != "3xtf32":  # which has no small part of an infinite number
+            rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "kind": "special"})
+    return rows
 
 
 def update(
@@ -153,4 +177,8 @@ def backward_trials(dtype: str, quick: bool) -> list[Trial]:
         for shape in shapes
         for kind in ("normal", "integers")
     ]
+    for precision in PRECISIONS[dtype]:  # every one exactly
+        if precision != dtype:
+            rows.append({**rows[1], "precision": precision})
+        rows.append({**rows[3], "precision": precision, "inputs": "uint8"})
     return [*trials, *path_trials(op, two_layer_pair, rows)]
