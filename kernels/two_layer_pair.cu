@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   DYN_SHARED(T, shared);
   T *const As = shared, *const Bs = As + COUNT * P::BM * P::BK;
   Output out;
-  out.pitch = round_up(max(H - Output::LANES, 0), 32) + Output::LANES;  // the rows of a warp begin in different banks
+  constexpr int NEXT = Output::LANES + 8;  // banks from one row of A1 to the next: reads of rows never meet
+  out.pitch = round_up(max(H - NEXT, 0), 32) + NEXT;
   out.H = H;
   out.C = C;
   out.A1 = shared;

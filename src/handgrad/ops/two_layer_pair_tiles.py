@@ -89,8 +89,8 @@ def choose_forward_tile(p: Problem) -> AnyTile:
 
 def shared_bytes(p: Problem, tile: AnyTile) -> int:
     """Shared memory of pair_forward, all of it dynamic, array by array."""
-    lanes = THREADS // tile.BM
-    pitch = -(-max(p.H - lanes, 0) // 32) * 32 + lanes
+    banks = THREADS // tile.BM + 8  # from one row of A1 to the next
+    pitch = -(-max(p.H - banks, 0) // 32) * 32 + banks
     slab = (tile.BM + tile.BN) * tile.BK
     ring = min(MOST_STAGES, RING_BYTES // (slab * p.itemsize)) * slab
     output = p.H + 2 * p.C * p.H + p.C + 2 * tile.BM * p.C + THREADS // 32
