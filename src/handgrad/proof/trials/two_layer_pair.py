@@ -55,7 +55,7 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows += [{**small, "loss": "cross_entropy", "kind": kind} for kind in kinds]
     rows.append({**small, "loss": "cross_entropy", "x": "strided", "y": "strided"})
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
-    several_tiles = two_layer_pair_tiles.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
+    several_tiles = two_layer_pair_tiles.MOST_PARTITIONS * 128 + 100  # samples with which a partition has two
     rows.append({"N": several_tiles, "D": 3, "H": 5, "C": 2, "loss": "cross_entropy", "activation": "tanh"})
     pixels = {**small, "inputs": "uint8", "loss": "cross_entropy"}
     rows.append({**pixels, "D": 32, "activation": "tanh", "schedules": True})
@@ -148,7 +148,7 @@ def backward_trials(dtype: str, quick: bool) -> list[Trial]:
     """Of the catalogue's two_layer.pair_backward, in ``dtype``: the rules, and the tiles of dW1."""
     op = "two_layer.pair_backward"
     sizes = (
-        ((300, 20, 10, 3), (40, 33, 1, 1)) if quick else ((300, 20, 10, 3), (40, 33, 1, 1), (70, 65, 65, 2))
+        ((300, 20, 12, 3), (33, 33, 1, 2)) if quick else ((300, 20, 12, 3), (33, 33, 1, 1), (70, 65, 65, 2))
     )
     trials = []
     for i, setting in enumerate(SETTINGS):
@@ -168,9 +168,9 @@ def backward_trials(dtype: str, quick: bool) -> list[Trial]:
             trials.append(Trial(op, dtype, shape, text, run, schedules=j == 0 and i in (0, 4)))
     types = {"dtype": dtype, "precision": dtype, "inputs": dtype, "loss": "hinge", "reduction": "sum"}
     shapes = (
-        ((300, 20, 10, 3), (300, 35, 3, 2))
+        ((300, 20, 12, 3), (300, 35, 3, 2))
         if quick
-        else ((300, 20, 10, 3), (300, 35, 3, 2), (520, 70, 90, 2))
+        else ((300, 20, 12, 3), (300, 35, 3, 2), (520, 70, 90, 2))
     )
     rows = [
         {**types, **dict(zip("NDHC", shape, strict=True)), "kind": kind}
