@@ -256,30 +256,6 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
 
 // ---- gradients of the weights -------------------------------------------------------------------------------
 
-template <class T>
-struct Plain {
-  T* __restrict__ out;
-  int ld;
-  template <int W>
-  __device__ __forceinline__ void operator()(const Vector<T, W>& value, int row, int column) const {
-    store_vector<W>(out + static_cast<long long>(row) * ld + column, value);
-  }
-};
-
-// Adds up the columns of B, one a thread.
-template <class T, class P>
-struct ColumnSums {
-  T& sum;
-  bool wanted;
-  __device__ __forceinline__ void operator()(const T* Bs) const {
-    static_assert(P::BN <= P::THREADS, "one thread a column");
-    if (wanted && threadIdx.x < P::BN) {
-#pragma unroll
-      for (int k = 0; k < P::BK; ++k) sum += Bs[P::template place<false, P::BN>(threadIdx.x, k)];
-    }
-  }
-};
-
 // Blocks (x, y): tile x, the first `tiles` of dW1 (along D first), the others of dW2 (along H first); partitions y,
 // y + gridDim.y, ... of `count`.  MOST: 0 where dZ1 is given, else 4 or 16, at least C.  Without bias, b1 is below 0.
 template <class T, class X, class TILE, class TILE2, class F, int VD, int VH, int VC, int MOST>

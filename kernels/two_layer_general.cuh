@@ -1,42 +1,6 @@
-// What the products of two_layer_general.cu are made of: the tiles, and the sources of their slabs.
+// A slab that the products of two_layer_general.cu compute on its way.
 #pragma once
-#include "tile_fma.cuh"
-#include "tile_mma.cuh"
-
-// The product class of a tile: Fma<Tile<...>, 2>, or Mma<Tf32, WarpTile<...>>.
-template <class TILE, int SLICES = 1>
-struct Fma {
-  static constexpr int THREADS = TILE::THREADS * SLICES;
-  template <class T, bool A_K, bool B_K, int VN>
-  using Product = FmaProduct<T, TILE, SLICES, A_K, B_K, VN>;
-};
-
-template <class PRECISION, class TILE>
-struct Mma {
-  static constexpr int THREADS = TILE::THREADS;
-  template <class T, bool A_K, bool B_K, int VN>
-  using Product = MmaProduct<PRECISION, TILE, A_K, B_K, VN>;
-};
-
-// Slabs of X as it is stored: X is the type of its elements.
-template <class X, class T, class P, int LENGTH, int V, bool K_CONTIGUOUS>
-struct InputSlab : CopiedSlab<T, P, LENGTH, V, K_CONTIGUOUS> {};
-template <class T, class P, int LENGTH, int V, bool K_CONTIGUOUS>
-struct InputSlab<unsigned char, T, P, LENGTH, V, K_CONTIGUOUS> : ScaledSlab<T, P, LENGTH, V, K_CONTIGUOUS> {};
-
-template <class S, class X, class T>
-__device__ __forceinline__ S input_slab(const X* x, int ld, int i0, int i_end, int k0, int k_end, T scale, T shift) {
-  S slab;
-  slab.p = x;
-  slab.ld = ld, slab.i0 = i0, slab.i_end = i_end, slab.k0 = k0, slab.k_end = k_end;
-  if constexpr (sizeof(X) == 1) slab.scale = scale, slab.shift = shift;
-  return slab;
-}
-
-template <class T, class P>
-__device__ __forceinline__ int slabs_of(int k) {
-  return (k + P::BK - 1) / P::BK;
-}
+#include "two_layer_products.cuh"
 
 // Slabs of dZ1, computed: (dZ2 W2^T) * f'(A1).  W2's part, (MOST, BN), stays in shared memory; of dZ2 two slabs
 // of BK samples lie there, MOST numbers each, 0 from C on: that of the slab being computed and the next one.

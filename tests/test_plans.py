@@ -145,6 +145,22 @@ def test_there_are_boundaries_between_the_paths():
     assert len(sides) <= 2 * PLACES
 
 
+@pytest.mark.parametrize("inputs", ["float32", "uint8"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "3xtf32", "bfloat16"])
+def test_the_paths_of_every_precision_and_type_of_x(precision, inputs):
+    """R1 as far as its registers hold dW1, then R3 as far as H = 128 and C = 64, then R4: on both sides."""
+    make = functools.partial(Problem, precision=precision, inputs=inputs, arch="sm_90")
+    last = {"float32": 816, "tf32": 896, "3xtf32": 896, "bfloat16": 896}[precision]  # D of R1 with H = 50
+    sides = {
+        "R1": [(last, 50, 10)],
+        "R3": [(last + 1, 50, 10), (784, 128, 10), (784, 128, 64)],
+        "R4": [(784, 129, 10), (784, 128, 65)],
+    }
+    for path, shapes in sides.items():
+        for D, H, C in shapes:
+            assert choose(make(1000, D, H, C)).layout.path == path, (D, H, C)
+
+
 @pytest.mark.parametrize(
     ("side", "fixed"),
     [("N", {"D": 784, "H": 50, "C": 10}), ("C", {"D": 64, "H": 32})],

@@ -155,7 +155,7 @@ def test_against_the_reference(trial):
 STEPS = {
     "R1": (Problem(1104, 64, 64, 3, loss="cross_entropy", rule="Store"), (1, 0)),
     "R1, split": (Problem(2500, 24, 16, 4, rule="Store"), (0, 1)),
-    "R3": (Problem(300, 144, 64, 2, loss="cross_entropy", rule="Store"), (1, 0, 1, 0)),
+    "R3": (Problem(2000, 144, 20, 2, loss="cross_entropy", rule="Store"), (1, 0, 1, 0)),
     "R4": (Problem(600, 4000, 40, 3, rule="Store"), (1, 1, 1)),
     "R4, tf32": (Problem(65, 68, 3752, 20, precision="tf32", rule="Store"), (2, 3, 0)),
 }

@@ -55,7 +55,13 @@ def test_all_tiles_are_among_them():
     text = " ".join(one for every in kernels("sm_90", True).values() for one in every)
     tiles = (
         *("FmaTile<float, 16, 8, 8, 8", "FmaTile<float, 16, 16, 10, 7", "MmaTile<Tf32, 12, 4, 4"),
-        *("pair_forward<float, Tile<32, 32", "pair_forward<double, Tile<32, 64", "<float, Tile<32, 128"),
+        *(f"pair_forward<float, float, Fma<Tile<{one}" for one in ("64, 64", "32, 64")),
+        "pair_forward<float, unsigned char, Fma<Tile<64, 32",
+        *(
+            "pair_forward<double, double, Fma<Tile<32, 64",
+            "pair_forward<float, float, Mma<Tf32, WarpTile<32, 64",
+        ),
+        *(f"<float>, float, Mma<Bfloat16, WarpTile<{one}" for one in ("64, 128", "128, 32", "64, 32")),
         *(f"general_hidden<float, float, Fma<Tile<{one}" for one in ("128, 128", "64, 128", "64, 32")),
         *(f"general_weight<float, float, Mma<Bfloat16, WarpTile<{one}" for one in ("128, 64", "64, 32")),
         "general_weight<float, unsigned char, Mma<ThreeTf32, WarpTile<64, 64",

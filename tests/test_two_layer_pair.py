@@ -1,6 +1,7 @@
 """Path R3 against the float64 reference: results, determinism, limits, traffic."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ from two_layer_steps import counted, covering
 from handgrad import emulator
 from handgrad.arrays import to_numpy
 from handgrad.kernel import Kernel, catalogue
-from handgrad.ops import two_layer_pair
+from handgrad.ops import two_layer_pair, two_layer_pair_tiles
 from handgrad.ops.optimizer import SGD
-from handgrad.ops.two_layer import Problem
+from handgrad.ops.two_layer import PRECISIONS, Problem
+from handgrad.ops.two_layer_general_tiles import BROAD, MEDIUM, MEDIUM_DOUBLE, NARROW, NARROW_DOUBLE
+from handgrad.ops.two_layer_pair_tiles import LONG
 from handgrad.proof.correctness import compare
 from handgrad.proof.counters import global_traffic, shared_traffic
 from handgrad.proof.guarded import Memory
 from handgrad.proof.trials import trials
 
-SMALL = Problem(150, 20, 10, 3, loss="cross_entropy", rule="Store")  # three tiles of samples, two splits
+SMALL = Problem(150, 20, 10, 3, loss="cross_entropy", rule="Store")  # five tiles of samples, two splits
 
 
 def Step(problem, *arguments, **keywords):
@@ -62,20 +65,47 @@ def test_misaligned_rows():
     step.run().assert_right()
 
 
-UPDATES = [
-    trial for trial in trials("two_layer.pair_backward", "float32", quick=True) if "setting" in trial.setting
+TENSOR = PRECISIONS["float32"][1:]
+FORWARD, BACKWARD = (
+    trials(f"two_layer.pair_{one}", "float32", quick=True) for one in ("forward", "backward")
+)
+PRODUCTS = [
+    *(one for one in FORWARD if any(word in one.setting for word in ("uint8", *TENSOR))),
+    *(one for one in BACKWARD if "integers" in one.setting),
+    *(one for one in trials("two_layer.pair_backward", "float64", quick=True) if "uint8" in one.setting),
 ]
+
+
+def test_products_are_tried_in_every_precision_and_type_of_x():
+    for precision, inputs in itertools.product(TENSOR, ("float32", "uint8")):
+        own = [str(one) for one in PRODUCTS if f"{precision}," in str(one) and f" {inputs}" in str(one)]
+        assert any("integers" in one for one in own), (precision, inputs)
+        assert any("integers" not in one for one in own), (precision, inputs)
+
+
+@pytest.mark.parametrize("trial", PRODUCTS, ids=str)
+def test_tensor_cores_and_bytes(trial):
+    """Against products of operands that are rounded first; small integers bit for bit."""
+    assert wrong(trial) == {}
+
+
+UPDATES = [trial for trial in BACKWARD if "setting" in trial.setting]
 
 
 @pytest.mark.parametrize("trial", UPDATES, ids=str)
 def test_the_rule_is_applied(trial):
     """Every optimizer, with frozen parameters, without bias, after some steps: parameters and state."""
+    assert wrong(trial) == {}
+
+
+def wrong(trial):
+    """What the outputs of a trial differ in, and writes to what is not its own."""
     memory = Memory(emulator, trial.seed)
     with np.errstate(all="ignore"):
         outputs = trial.run(memory)
         found = {one.name: compare(to_numpy(one.array), one.expected(), one.exact).problem for one in outputs}
-    assert not any(found.values()), found
-    assert not memory.problems()
+    found["memory"] = "; ".join(memory.problems())
+    return {name: problem for name, problem in found.items() if problem}
 
 
 def test_frozen_parameters_stay():
@@ -87,8 +117,11 @@ def test_frozen_parameters_stay():
     assert changed == {"b1", "W2"}
 
 
-def test_two_launches_and_no_allocation_after_the_first_step(monkeypatch):
-    step, launched = Step(SMALL), []
+@pytest.mark.parametrize(
+    "changes", [{}, {"inputs": "uint8"}, {"precision": "bfloat16", "inputs": "uint8", "H": 65}], ids=str
+)
+def test_two_launches_and_no_allocation_after_the_first_step(changes, monkeypatch):
+    step, launched = Step(dataclasses.replace(SMALL, **changes)), []
     step.run()
     held = step.workspace.nbytes
     call = Kernel.__call__
@@ -131,16 +164,37 @@ def test_inputs_that_do_not_fit(change, message):
 # ---- determinism -----------------------------------------------------------------------------------------
 
 
-def test_the_bits_do_not_depend_on_the_multiprocessors():
-    results = {Step(dataclasses.replace(SMALL, N=700, sms=sms)).run().bits() for sms in (1, 4, 7, 132)}
-    assert len(results) == 1
+KINDS = [
+    pytest.param({}, id="float32"),
+    pytest.param({"inputs": "uint8", "precision": "bfloat16"}, id="bfloat16 of bytes"),
+    pytest.param({"precision": "3xtf32", "H": 65, "D": 36}, id="3xtf32"),
+]
 
 
-def test_the_bits_do_not_depend_on_the_order_of_blocks_and_threads():
-    expected = Step(SMALL).run().bits()
+@pytest.mark.parametrize("changes", KINDS)
+def test_the_bits_do_not_depend_on_the_multiprocessors(changes, monkeypatch):
+    problem = dataclasses.replace(SMALL, N=700, **changes)
+    results = {Step(dataclasses.replace(problem, sms=sms)).run().bits() for sms in (1, 4, 7, 132)}
+    call = Kernel.__call__
+
+    def narrower(self, grid, block, *arguments, shared=0):
+        """Fewer blocks than partitions go through all of them."""
+        grid = (3,) if self.expression.startswith("pair_forward") else grid
+        call(self, grid, block, *arguments, shared=shared)
+
+    monkeypatch.setattr(Kernel, "__call__", narrower)
+    step = Step(problem)
+    assert step.layout.launches[0].grid[0] > 3
+    assert results == {step.run().bits()}
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_the_bits_do_not_depend_on_the_order_of_blocks_and_threads(changes):
+    problem = dataclasses.replace(SMALL, **changes)
+    expected = Step(problem).run().bits()
     for seed in range(20):
-        with emulator.settings(order="random", seed=seed):
-            assert Step(SMALL).run().bits() == expected
+        with emulator.settings(order="random", seed=seed, copies="random"):
+            assert Step(problem).run().bits() == expected
 
 
 # ---- layout ----------------------------------------------------------------------------------------------
@@ -154,9 +208,17 @@ def test_the_bits_do_not_depend_on_the_order_of_blocks_and_threads():
         ({"D": 2**25, "H": 100}, "D H = 3355443200 is above 2145386495"),
         ({"C": 64}, ""),
         ({"C": 65}, "C = 65 is above 64"),
-        ({"precision": "bfloat16"}, "R3 computes in float32, not in bfloat16"),
-        ({"inputs": "uint8"}, "R3 takes X of float32, not of uint8"),
-        ({"H": 128, "C": 64, "arch": "sm_75"}, "sm_75 has 65536"),
+        ({"precision": "bfloat16", "inputs": "uint8"}, ""),
+        ({"inputs": "uint8", "arch": "sm_75"}, ""),
+        *(
+            (
+                {"precision": one, "arch": "sm_75"},
+                f"precision {one}: sm_75 multiplies neither tf32 nor bfloat16",
+            )
+            for one in TENSOR
+        ),
+        ({"H": 128, "C": 17, "arch": "sm_75"}, ""),
+        ({"H": 128, "C": 64, "arch": "sm_75"}, "C = 64 takes 113424 bytes of shared memory; sm_75 has 65536"),
     ],
 )
 def test_refusals(changes, reason):
@@ -173,7 +235,38 @@ def test_partitions_cover_the_samples_once():
         g = two_layer_pair.geometry(Problem(N, 1000, 100, 3))
         assert g.chunk % g.forward.BM == 0
         assert (g.partitions - 1) * g.chunk < N <= g.partitions * g.chunk
-        assert g.partitions <= two_layer_pair.MOST_PARTITIONS
+        assert g.partitions <= two_layer_pair_tiles.MOST_PARTITIONS
+
+
+@pytest.mark.parametrize(
+    ("N", "H", "C", "precision", "tile"),
+    [
+        (8064, 64, 3, "float32", "64x64x16/8x8/2"), (8065, 64, 3, "float32", "128x64x16/8x8"),
+        (4032, 65, 3, "float32", "32x128x16/8x8/2"), (4033, 65, 3, "float32", "64x128x16/8x8"),
+        (8065, 32, 3, "float32", "128x32x16/8x8/2"), (8065, 33, 3, "float32", "128x64x16/8x8"),
+        (8065, 33, 16, "float32", "128x64x16/8x8"), (8065, 33, 64, "float32", "32x64x16/8x8/4"),
+        (9999, 128, 3, "float64", "32x128x8/4x8"), (9999, 64, 3, "tf32", "128x64x16/64x32"),
+        (60, 64, 3, "tf32", "32x64x16/16x32"),
+    ],
+)  # fmt: skip
+def test_the_first_kernels_tile_changes_where_it_should(N, H, C, precision, tile):
+    """With the samples, the width, and where every architecture has the shared memory."""
+    dtype = "float64" if precision == "float64" else "float32"
+    problem = Problem(N, 9, H, C, dtype=dtype, precision=precision, inputs=dtype, arch="sm_90")
+    assert str(two_layer_pair.geometry(problem).forward) == tile
+
+
+def test_the_tile_of_dW1_changes_where_it_should():
+    choose = two_layer_pair_tiles.choose_backward_tile
+    chosen = [
+        choose(D, H, "float32") for D, H in ((65, 32), (64, 33), (65, 33), (64, 64), (64, 65), (65, 128))
+    ]
+    assert chosen == [NARROW, MEDIUM, BROAD, MEDIUM, LONG, BROAD]
+    assert [choose(99, H, "float64") for H in (32, 33)] == [NARROW_DOUBLE, MEDIUM_DOUBLE]
+    sizes = ((99, 32), (99, 64), (64, 65), (65, 65))
+    assert [str(choose(D, H, "tf32")) for D, H in sizes] == [
+        *("128x32x16/32x32", "64x64x16/32x32", "64x64x16/32x32", "128x64x16/64x32")
+    ]
 
 
 # ---- traffic ---------------------------------------------------------------------------------------------
@@ -181,20 +274,37 @@ def test_partitions_cover_the_samples_once():
 ALIGNED = Problem(300, 160, 128, 1, rule="Store")  # rows of whole sectors; two tiles of dW1 along H
 
 
-@pytest.mark.parametrize("changes", [{}, {"H": 32, "rule": "Momentum", "C": 3, "loss": "hinge"}])
+UPDATED = {"rule": "Momentum", "C": 3, "loss": "hinge"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"H": 32, **UPDATED},
+        {"H": 33, **UPDATED},  # rows of no whole vectors
+        {"inputs": "uint8", "D": 161, "H": 60},
+        {"precision": "tf32", **UPDATED},
+        {"precision": "bfloat16", "inputs": "uint8", "H": 64},
+        {"N": 8100, "D": 12, "H": 64},  # large tiles
+    ],
+    ids=str,
+)
 def test_traffic_is_what_the_layout_says(changes):
     problem = dataclasses.replace(ALIGNED, **changes)
-    step = Step(problem, SGD(0.1, momentum=0.5) if changes else None)
+    updates = problem.rule == "Momentum"
+    step = Step(problem, SGD(0.1, momentum=0.5) if updates else None)
     _, found = counted(step)
     expected = dict(step.layout.requested)
-    if changes:  # the kernel's names
+    if updates:  # the kernel's names
         expected |= {"gradient": expected.pop("parameters"), "state1": expected.pop("momentum")}
         expected["hyperparameters"] = found["hyperparameters"]  # a few numbers a block, as the rule needs
     assert found == {name: moved for name, moved in expected.items() if moved}
 
 
-def test_main_loops_are_coalesced_and_free_of_bank_conflicts():
-    forward, backward = counted(Step(ALIGNED))[0]
+@pytest.mark.parametrize("changes", [{}, {"H": 64}, {"N": 8100, "D": 16, "H": 64}], ids=str)
+def test_main_loops_are_coalesced_and_free_of_bank_conflicts(changes):
+    forward, backward = counted(Step(dataclasses.replace(ALIGNED, **changes)))[0]
     for counts, buffers in ((forward, ("X", "W1")), (backward, ("X", "dZ1"))):
         for name in buffers:
             assert global_traffic(counts)[name]["load"].coalescing <= 1.1
@@ -202,6 +312,17 @@ def test_main_loops_are_coalesced_and_free_of_bank_conflicts():
             assert one.conflicts <= 1.1, access
     assert global_traffic(forward)["dZ1"]["store"].coalescing <= 1.1
     assert global_traffic(backward)["weight_partials"]["store"].coalescing <= 1.1
+
+
+@pytest.mark.parametrize("precision", TENSOR)
+@pytest.mark.parametrize("H", [32, 64, 128])
+def test_tensor_cores_load_without_bank_conflicts(precision, H):
+    """Only pairs of A1, once a tile, meet in a bank on their way to shared memory."""
+    forward, backward = counted(Step(dataclasses.replace(ALIGNED, H=H, precision=precision)))[0]
+    assert shared_traffic(forward)["load"].conflicts <= 1.1
+    assert shared_traffic(forward)["store"].conflicts <= 1.2
+    for access, one in shared_traffic(backward).items():
+        assert one.conflicts <= 1.1, access
 
 
 def test_the_catalogue_lists_few():

@@ -7,8 +7,10 @@
     pair_backward   dW1 = Xᵀ dZ1 and db1 = Σ dZ1 by split of the samples; the sums of all in rising order,
                     and the optimizer's rule on them
 
-X (N, D) and dZ1 (N, H) are read by both; A1 stays on chip.  Any N and D; H up to 128, C up to 64, float32 and
-float64.  Partitions and chunks depend on the shape alone, unless a tiling says how: the same bits on every
+X (N, D) and dZ1 (N, H) are read by both; A1 stays on chip.  Any N and D; H up to 128, C up to 64; X of the
+parameters' type or uint8, which is scaled and shifted on chip.  Precision: "tf32", "3xtf32" and "bfloat16"
+take tensor cores for the products with X; the others, and all sums, are float32, or float64 with float64
+parameters.  Partitions and chunks depend on the shape alone, unless a tiling says how: the same bits on every
 GPU.
 
 Kernels: ``kernels/two_layer_pair.cu``.  Test: ``tests/test_two_layer_pair.py``.
@@ -18,51 +20,45 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 
 from handgrad.arrays import Array, get_array_module, on_device_of
 from handgrad.kernel import Entry, Kernel
 from handgrad.ops import activation as activation_op
-from handgrad.ops import checks, linear
+from handgrad.ops import checks
 from handgrad.ops import loss as loss_op
 from handgrad.ops.checks import DType
-from handgrad.ops.linear import Tile
 from handgrad.ops.optimizer import STATES
-from handgrad.ops.tilings import Tiling, differing, pick, worth_trying
+from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import RULES, Launch, Layout, Problem, StepArrays
+from handgrad.ops.two_layer_general_tiles import TENSOR, AnyTile, chunk_of, tiles_of
+from handgrad.ops.two_layer_pair_tiles import (
+    THREADS,
+    PairTiling,
+    backward_tiles,
+    choose_forward_tile,
+    chunk_forward,
+    forward_tiles,
+    shared_bytes,
+)
+from handgrad.ops.two_layer_pair_tiles import tilings as tiles_and_splits
 from handgrad.ops.two_layer_step import loss_functor, shared_limit
 
 FILE = "two_layer_pair.cu"
 MOST_H, MOST_C = 128, 64
-MOST_PARTITIONS = 264  # two blocks on every multiprocessor of a large GPU
-FORWARD_TILES = (Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 4), Tile(64, 128, 8, 4, 8))  # by H: BN ≥ H
-# Of the same width.  With more rows, those of A1 would not begin at whole vectors.
-OTHER_FORWARD_TILES = (Tile(32, 32, 16, 2, 2), Tile(32, 64, 16, 2, 4), Tile(32, 128, 8, 4, 4))
-OTHER_PARTITIONS = (132, 528)
-OTHER_BLOCKS = (128, 512, 1024)  # of dW1, that a split aims at
-
-
-@dataclass(frozen=True)
-class PairTiling(Tiling):
-    """R3's: tile and most partitions of pair_forward; tile of dW1 and the blocks that its split aims at."""
-
-    forward: Tile
-    partitions: int
-    backward: Tile
-    blocks: int
 
 
 @dataclass(frozen=True)
 class Geometry:
     """How the two kernels are laid out for a problem."""
 
-    forward: Tile
+    forward: AnyTile
     shared: int  # bytes of dynamic shared memory of pair_forward
     partitions: int
     chunk: int  # samples of a partition
-    backward: Tile
+    backward: AnyTile
     tiles: int  # of dW1
     splits: int
     split: int  # samples of a split
@@ -73,80 +69,26 @@ class Geometry:
 def refusal(problem: Problem) -> str:
     """ "" where R3 can do the problem, else the reason in one line."""
     p = problem
-    if p.precision != p.dtype:
-        return f"R3 computes in {p.dtype}, not in {p.precision}"
-    if p.inputs != p.dtype:
-        return f"R3 takes X of {p.dtype}, not of {p.inputs}"
+    if p.precision in TENSOR and p.arch == "sm_75":
+        return f"precision {p.precision}: sm_75 multiplies neither tf32 nor bfloat16; take float32"
     if p.H > MOST_H:
         return f"H = {p.H} is above {MOST_H}"
     if p.C > MOST_C:
         return f"C = {p.C} is above {MOST_C}"
     if max(p.N, p.D * p.H + p.H) >= checks.INT_LIMIT:
         return f"N = {p.N} or D H = {p.D * p.H} is above {checks.INT_LIMIT - 1}"
-    tile = _forward_tile(p.H)
-    needed, there = _shared_bytes(p, tile) + _slab_bytes(tile, p.itemsize), shared_limit(p.arch)
+    needed, there = shared_bytes(p, choose_forward_tile(p)), shared_limit(p.arch)
     if needed > there:
         return f"H = {p.H}, C = {p.C} takes {needed} bytes of shared memory; {p.arch} has {there}"
     return ""
 
 
-def _forward_tile(H: int) -> Tile:
-    return next(tile for tile in FORWARD_TILES if tile.BN >= H)
-
-
-def _shared_bytes(p: Problem, tile: Tile) -> int:
-    """Dynamic shared memory of pair_forward, array by array."""
-    lanes = tile.threads // tile.BM
-    pitch = -(-max(p.H - lanes, 0) // 32) * 32 + lanes
-    output = 2 * p.C * p.H + p.C + 2 * tile.BM * p.C + -(-p.H // lanes) * lanes + tile.threads // 32
-    return (tile.BM * pitch + output) * p.itemsize
-
-
-def _slab_bytes(tile: Tile, itemsize: int) -> int:
-    """At least the static shared memory of the tile product: two slabs of either operand, with padding."""
-    return 2 * tile.BK * (tile.BM + tile.BN + 64) * itemsize
-
-
-@functools.lru_cache(maxsize=64)
 def tilings(problem: Problem) -> tuple[PairTiling, ...]:
-    """Tiles that fit the shape, by partitions and splits that differ; the rule's first.
-
-    ``ValueError`` with the reason where R3 cannot.
-    """
+    """The rule's first; ``ValueError`` with the reason where R3 cannot."""
     reason = refusal(problem)
     if reason:
         raise ValueError(f"path R3: {reason}")
-    p, limit = problem, shared_limit(problem.arch)
-    rule = _forward_tile(p.H)
-    forward = [
-        tile
-        for tile in (rule, *OTHER_FORWARD_TILES)
-        if tile.BN == rule.BN and _shared_bytes(p, tile) + _slab_bytes(tile, p.itemsize) <= limit
-    ]
-    backward = [linear.choose_tile(p.D, p.H)]
-    backward += [tile for tile in (linear.WIDE, linear.MEDIUM, linear.NARROW) if tile != backward[0]]
-
-    def blocks_of(tile: Tile) -> int:
-        return -(-p.N // _split(p, tile, linear.SPLIT_BLOCKS)) * -(-p.D // tile.BM) * -(-p.H // tile.BN)
-
-    return tuple(
-        PairTiling(first, most, second, blocks)
-        for first in worth_trying(forward, p.N, p.H, lambda tile: -(-p.N // tile.BM))
-        for second in worth_trying(backward, p.D, p.H, blocks_of, linear.SPLIT_BLOCKS // 2)
-        for most in differing((MOST_PARTITIONS, *OTHER_PARTITIONS), partial(_chunk, p, first))
-        for blocks in differing((linear.SPLIT_BLOCKS, *OTHER_BLOCKS), partial(_split, p, second))
-    )
-
-
-def _chunk(p: Problem, tile: Tile, most: int) -> int:
-    """Samples of one of at most ``most`` partitions, whole tiles."""
-    row_tiles = -(-p.N // tile.BM)
-    return tile.BM * max(1, -(-row_tiles // most))
-
-
-def _split(p: Problem, tile: Tile, blocks: int) -> int:
-    """Samples of a split of dW1."""
-    return linear.split_samples(p.N, p.D, p.H, tile, blocks)[1]
+    return tiles_and_splits(problem)
 
 
 @functools.lru_cache(maxsize=64)
@@ -154,53 +96,59 @@ def geometry(problem: Problem, tiling: Tiling | None = None) -> Geometry:
     """The kernels', by the rule where ``tiling`` is None; ``ValueError`` where R3 cannot."""
     p, chosen = problem, pick("R3", tilings(problem), tiling)
     forward, backward = chosen.forward, chosen.backward
-    chunk = _chunk(p, forward, chosen.partitions)
-    splits, split = linear.split_samples(p.N, p.D, p.H, backward, chosen.blocks)
+    chunk = chunk_forward(p, forward, chosen.partitions)
+    split = chunk_of(p, backward, chosen.blocks)
     return Geometry(
         forward=forward,
-        shared=_shared_bytes(p, forward),
-        partitions=-(-p.N // chunk),
+        shared=shared_bytes(p, forward),
+        partitions=tiles_of(p.N, chunk),
         chunk=chunk,
         backward=backward,
-        tiles=-(-p.D // backward.BM) * -(-p.H // backward.BN),
-        splits=splits,
+        tiles=tiles_of(p.D, backward.BM) * tiles_of(p.H, backward.BN),
+        splits=max(1, tiles_of(p.N, split)),
         split=split,
-        stride=-(-(p.D * p.H + p.H) // 64) * 64,
-        output_blocks=-(-(p.H * p.C + p.C) // backward.threads),
+        stride=tiles_of(p.D * p.H + p.H, 64) * 64,
+        output_blocks=tiles_of(p.H * p.C + p.C, THREADS),
     )
 
 
-def forward_kernel(problem: Problem, tile: Tile, vd: int) -> Kernel:
+def input_width(problem: Problem, *X: Array) -> int:
+    """Elements that a load of X moves: of this X, or of one that is aligned."""
+    width = 4 if problem.inputs == "uint8" else 16 // problem.itemsize
+    whole = all(checks.address(one) % (width * problem.input_itemsize) == 0 for one in X)
+    return width if whole and problem.D % width == 0 else 1
+
+
+def _types(problem: Problem) -> tuple[str, str, int]:
+    """C++ types of the parameters and of X; elements that a load along H moves."""
+    width = checks.vector_width(np.dtype(problem.dtype), problem.H)
+    return checks.CPP_NAMES[problem.dtype], checks.CPP_NAMES[problem.inputs], width
+
+
+def forward_kernel(problem: Problem, tile: AnyTile, vd: int) -> Kernel:
     """``pair_forward`` with loads of ``vd`` elements of X."""
-    cpp, f = checks.CPP_NAMES[problem.dtype], activation_op.functor_of(problem.activation)
-    vh = _width(tile.BN, np.dtype(problem.dtype), problem.H)
+    (T, X, vh), f = _types(problem), activation_op.functor_of(problem.activation)
     L = loss_functor(problem.loss, problem.output)
-    return Kernel(FILE, f"pair_forward<{cpp}, {tile.cpp}, {f}, {L}, {vd}, {vh}>")
+    return Kernel(FILE, f"pair_forward<{T}, {X}, {tile.cpp}, {f}, {L}, {vd}, {vh}>")
 
 
-def backward_kernel(problem: Problem, tile: Tile, vd: int) -> Kernel:
+def backward_kernel(problem: Problem, tile: AnyTile, vd: int) -> Kernel:
     """``pair_backward`` with loads of ``vd`` elements of X."""
-    cpp, vh = checks.CPP_NAMES[problem.dtype], _width(tile.BN, np.dtype(problem.dtype), problem.H)
-    return Kernel(FILE, f"pair_backward<{problem.rule}<{cpp}>, {tile.cpp}, {vd}, {vh}>")
-
-
-def _width(tile_side: int, dtype: DType, side: int, *arrays: Array) -> int:
-    width = checks.vector_width(dtype, side, *arrays)
-    return width if tile_side % width == 0 else 1
+    T, X, vh = _types(problem)
+    return Kernel(FILE, f"pair_backward<{problem.rule}<{T}>, {X}, {tile.cpp}, {vd}, {vh}>")
 
 
 def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     """Two launches; for X whose rows are as aligned as their length allows."""
     p, chosen = problem, pick("R3", tilings(problem), tiling)
     g = geometry(problem, chosen)
-    dtype, size = np.dtype(p.dtype), p.itemsize
-    forward = forward_kernel(p, g.forward, _width(g.forward.BK, dtype, p.D))
-    backward = backward_kernel(p, g.backward, _width(g.backward.BM, dtype, p.D))
+    size, vd = p.itemsize, input_width(p)
+    forward, backward = forward_kernel(p, g.forward, vd), backward_kernel(p, g.backward, vd)
     launches = []
     if g.partitions:
-        launches.append(Launch("pair_forward", forward, (g.partitions,), (g.forward.threads,), g.shared))
+        launches.append(Launch("pair_forward", forward, (g.partitions,), (THREADS,), g.shared))
     blocks = g.output_blocks + g.tiles * g.splits
-    launches.append(Launch("pair_backward", backward, (blocks,), (g.backward.threads,)))
+    launches.append(Launch("pair_backward", backward, (blocks,), (THREADS,)))
     P = sum(p.sizes.values())
     states = len(STATES.get(p.rule, ()))
     updated = {"parameters": 2 * P * size, "state": 2 * states * P * size}
@@ -213,11 +161,11 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         launches=tuple(launches),
         partitions=g.splits,
         workspace={name: int(np.prod(shape)) * of.itemsize for name, shape, of in _buffers(p, g)},
-        compulsory={"X": p.N * p.D * size, "y": p.target_bytes, **updated, "loss": size},
+        compulsory={"X": p.N * p.D * p.input_itemsize, "y": p.target_bytes, **updated, "loss": size},
         requested=_requested(p, g),
         operations=4 * p.N * p.D * p.H + 6 * p.N * p.H * p.C,
-        note=f"forward {g.forward.cpp}, {g.partitions} partitions of {g.chunk} samples; "
-        f"dW1 {g.backward.cpp}, {g.splits} splits of {g.split}",
+        note=f"forward {g.forward}, {g.partitions} partitions of {g.chunk} samples; "
+        f"dW1 {g.backward}, {g.splits} splits of {g.split}",
     )
 
 
@@ -229,7 +177,7 @@ def _requested(p: Problem, g: Geometry) -> dict[str, int]:
     weights, output = p.D * p.H + p.sizes["b1"], p.sizes["W2"] + p.sizes["b2"]
     row = p.H * p.C + p.C
     found = {
-        "X": p.N * p.D * size * (1 + H_tiles),
+        "X": p.N * p.D * p.input_itemsize * (1 + H_tiles),
         "y": p.target_bytes,
         "W1": row_tiles * p.D * p.H * size,
         "b1": g.partitions * p.sizes["b1"] * size,
@@ -246,7 +194,8 @@ def _requested(p: Problem, g: Geometry) -> dict[str, int]:
     if p.rule == "Store":
         return found | {"gradient": p.flat_size * size, "tickets": tickets}
     P = sum(p.sizes.values())
-    found |= {"parameters": 2 * P * size, "trainable": P, "steps": 4 * finishing * (p.rule == "Adam") + 8}
+    flags = P - p.sizes["W1"] + p.sizes["W1"] // _types(p)[2]  # one for each load of W1
+    found |= {"parameters": 2 * P * size, "trainable": flags, "steps": 4 * finishing * (p.rule == "Adam") + 8}
     return found | {"tickets": tickets + 4 * (finishing + 1)} | dict.fromkeys(STATES[p.rule], 2 * P * size)
 
 
@@ -268,10 +217,10 @@ def run(layout: Layout, arrays: StepArrays) -> None:
     xp, dtype = get_array_module(arrays.X, arrays.y, arrays.parameters.flat), np.dtype(p.dtype)
     X, y = arrays.X, arrays.y
     checks.require_shape("path R3", "X", X, (p.N, p.D), "(N, D)")
-    if X.dtype != dtype:
-        raise TypeError(f"path R3: X must be {dtype}, got {X.dtype}")
-    if (arrays.scale, arrays.shift) != (1.0, 0.0):
-        raise ValueError("path R3: scale and shift are for X of uint8, which R3 does not take")
+    if X.dtype != np.dtype(p.inputs):
+        raise TypeError(f"path R3: X must be {p.inputs}, got {X.dtype}")
+    if p.inputs != "uint8" and (arrays.scale, arrays.shift) != (1.0, 0.0):
+        raise ValueError("path R3: scale and shift are for X of uint8")
     if not X.flags.c_contiguous:
         X = xp.ascontiguousarray(X)
     if not y.flags.c_contiguous:
@@ -282,20 +231,21 @@ def run(layout: Layout, arrays: StepArrays) -> None:
     dZ1, outputs, losses, weights = (arrays.workspace.get(*buffer, xp) for buffer in buffers)
     tickets = arrays.workspace.zeroed_once(name, shape, np.int32, xp)
     views, offsets = arrays.parameters.views, p.offsets
-    scale = dtype.type(p.loss_scale)
+    scales = tuple(dtype.type(value) for value in (p.loss_scale, arrays.scale, arrays.shift))
+    vd = input_width(p, X)
     with on_device_of(X):
         if g.partitions:
             launch = layout.launches[0]
-            forward_kernel(p, g.forward, _width(g.forward.BK, dtype, p.D, X))(
+            forward_kernel(p, g.forward, vd)(
                 launch.grid,
                 launch.block,
                 *(X, y, views["W1"], views.get("b1"), views["W2"], views.get("b2"), dZ1, outputs, losses),
                 *(np.int32(value) for value in (p.N, p.D, p.H, p.C, g.chunk, g.partitions)),
-                scale,
+                *scales,
                 shared=launch.shared,
             )
         launch = layout.launches[-1]
-        backward_kernel(p, g.backward, _width(g.backward.BM, dtype, p.D, X))(
+        backward_kernel(p, g.backward, vd)(
             launch.grid,
             launch.block,
             *(X, dZ1, outputs, losses),
@@ -304,7 +254,7 @@ def run(layout: Layout, arrays: StepArrays) -> None:
             np.int64(g.stride),
             *(np.int32(value) for value in (g.partitions, g.output_blocks)),
             *(np.int32(offsets[name]) for name in ("b1", "W2", "b2")),
-            *(np.int32(p.flat_size), np.int32(p.bias), scale),
+            *(np.int32(p.flat_size), np.int32(p.bias), *scales),
         )
 
 
@@ -323,33 +273,43 @@ def _updated(p: Problem, arrays: StepArrays, weights: Array, tickets: Array) -> 
 # ---- catalogue -------------------------------------------------------------------------------------------
 
 
+def _problem(N: int, H: int, precision: str, **more: Any) -> Problem:
+    dtype = "float64" if precision == "float64" else "float32"
+    return Problem(N, 784, H, 10, **{"dtype": dtype, "precision": precision, "inputs": dtype, **more})
+
+
 def _forward_instances() -> tuple[str, ...]:
-    """Every tile, activation and loss, in both types, with wide and narrow loads."""
+    """Every tile, activation, loss, precision and type of X, with wide and narrow loads."""
     losses = [("mse", name) for name in activation_op.NAMES]
     losses += [(name, "identity") for name in ("bce", "cross_entropy", "hinge")]
-    found = []
-    for i, (loss, output) in enumerate(losses):
-        H, f = (20, 64, 128)[i % 3], activation_op.NAMES[i % 5]
-        for dtype in ("float32", "float64"):
-            types = {"dtype": dtype, "precision": dtype, "inputs": dtype}
-            problem = Problem(1000, 784, H, 10, f, output, loss, **types)  # type: ignore[arg-type]
-            tile = _forward_tile(H)
-            found += [forward_kernel(problem, tile, vd).expression for vd in (16 // problem.itemsize, 1)]
+    found: list[str] = []
+    for precision in ("float32", "float64", *TENSOR):
+        tiles = [(H, tile) for H in (20, 64, 128) for tile in forward_tiles(_problem(1, H, precision))]
+        for i, (H, tile) in enumerate(tiles):
+            loss, output = losses[(len(found) + i) % len(losses)]
+            names = {
+                "activation": activation_op.NAMES[(len(found) + 2 * i) % 5],
+                "loss": loss,
+                "output": output,
+            }
+            pixels = {"inputs": "uint8"} if i % 3 == 2 else {}
+            problem = _problem(1000, H, precision, **names, **pixels)
+            found.append(forward_kernel(problem, tile, 1 if i % 4 == 1 else input_width(problem)).expression)
     return tuple(dict.fromkeys(found))
 
 
 def _backward_instances() -> tuple[str, ...]:
-    """Every rule in both types, every tile."""
+    """Every rule in both types, every tile of every precision, both types of X."""
     found = []
     for dtype in ("float32", "float64"):
-        types = {"dtype": dtype, "precision": dtype, "inputs": dtype}
         for rule in RULES:
-            problem = Problem(1000, 784, 128, 10, rule=rule, **types)  # type: ignore[arg-type]
-            found.append(backward_kernel(problem, linear.MEDIUM, 16 // problem.itemsize).expression)
-        for tile in linear.TILES:
-            problem = Problem(1000, 784, min(tile.BN, 128), 10, rule="Sgd", **types)  # type: ignore[arg-type]
-            found.append(backward_kernel(problem, tile, 16 // problem.itemsize).expression)
-            found.append(backward_kernel(problem, tile, 1).expression)
+            problem = _problem(1000, 128, dtype, rule=rule)
+            found.append(backward_kernel(problem, backward_tiles(dtype)[-2], input_width(problem)).expression)
+    for precision in ("float32", "float64", *TENSOR):
+        for i, tile in enumerate(backward_tiles(precision)):
+            pixels = {"inputs": "uint8"} if i % 3 == 2 else {}
+            problem = _problem(1000, tile.BN, precision, rule="Sgd", **pixels)
+            found.append(backward_kernel(problem, tile, 1 if i % 4 == 1 else input_width(problem)).expression)
     return tuple(dict.fromkeys(found))
 
 
@@ -367,14 +327,14 @@ CATALOGUE = (
         "two_layer.pair_forward",
         FILE,
         _forward_instances(),
-        "grid S ≤ 264 partitions, block (BM / TM)(BN / TN), the tile by H",
+        f"grid S ≤ 264 partitions, block {THREADS}; the tile by H and N",
         _forward_bytes,
     ),
     Entry(
         "two_layer.pair_backward",
         FILE,
         _backward_instances(),
-        "grid ⌈(H C + C) / block⌉ + tiles · splits, block (BM / TM)(BN / TN); as linear.backward_weight",
+        f"grid ⌈(H C + C) / {THREADS}⌉ + tiles · splits, block {THREADS}; splits from the shape",
         _backward_bytes,
     ),
 )

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from handgrad.ops import activation as activation_op
-from handgrad.ops import two_layer_pair
-from handgrad.ops.two_layer import Problem, StepArrays
+from handgrad.ops import two_layer_pair, two_layer_pair_tiles
+from handgrad.ops.two_layer import PRECISIONS, Problem, StepArrays
 from handgrad.parameters import FlatParameters
 from handgrad.proof import reference, two_layer_reference
 from handgrad.proof.guarded import Memory, Output
@@ -55,10 +55,34 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows += [{**small, "loss": "cross_entropy", "kind": kind} for kind in kinds]
     rows.append({**small, "loss": "cross_entropy", "x": "strided", "y": "strided"})
     rows.append({**small, "loss": "cross_entropy", "schedules": True})
-    several_tiles = two_layer_pair.MOST_PARTITIONS * 64 + 100  # samples with which a partition has two
+    several_tiles = two_layer_pair_tiles.MOST_PARTITIONS * 128 + 100  # samples with which a partition has two
     rows.append({"N": several_tiles, "D": 3, "H": 5, "C": 2, "loss": "cross_entropy", "activation": "tanh"})
+    pixels = {**small, "inputs": "uint8", "loss": "cross_entropy"}
+    rows.append({**pixels, "D": 32, "activation": "tanh", "schedules": True})
+    rows.append({**pixels, "D": 35, "x": "misaligned"})
+    if dtype == "float32":
+        rows += _tensor_core_rows(quick)
     others = [] if quick else tiling_trials("two_layer.pair_forward", two_layer_pair, "R3", dtype)
     return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows]) + others
+
+
+def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
+    """Every width of a tile in every precision, against products of operands that are rounded first."""
+    rows: list[dict[str, Any]] = []
+    shapes = ((33, 20, 10, 3), (70, 68, 65, 2), (300, 301, 50, 10), (67, 132, 17, 17))
+    for i, precision in enumerate(PRECISIONS["float32"][1:]):
+        for j, shape in enumerate(shapes[:2] if quick else shapes):
+            loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
+            row = {**dict(zip("NDHC", shape, strict=True)), "precision": precision, "loss": loss}
+            rows.append(
+                {**row, "activation": ("tanh", "softplus")[j % 2], "x": ("aligned", "misaligned")[i % 2]}
+            )
+        small = {"N": 70, "D": 33, "H": 17, "C": 3, "precision": precision}
+        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "schedules": True})
+        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "inputs": "uint8"})
+        if precision != "3xtf32":  # which has no small part of an infinite number
+            rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "kind": "special"})
+    return rows
 
 
 def update(
@@ -124,7 +148,7 @@ def backward_trials(dtype: str, quick: bool) -> list[Trial]:
     """Of the catalogue's two_layer.pair_backward, in ``dtype``: the rules, and the tiles of dW1."""
     op = "two_layer.pair_backward"
     sizes = (
-        ((300, 20, 10, 3), (40, 33, 1, 1)) if quick else ((300, 20, 10, 3), (40, 33, 1, 1), (70, 65, 65, 2))
+        ((300, 20, 12, 3), (33, 33, 1, 2)) if quick else ((300, 20, 12, 3), (33, 33, 1, 1), (70, 65, 65, 2))
     )
     trials = []
     for i, setting in enumerate(SETTINGS):
@@ -144,13 +168,17 @@ def backward_trials(dtype: str, quick: bool) -> list[Trial]:
             trials.append(Trial(op, dtype, shape, text, run, schedules=j == 0 and i in (0, 4)))
     types = {"dtype": dtype, "precision": dtype, "inputs": dtype, "loss": "hinge", "reduction": "sum"}
     shapes = (
-        ((300, 20, 10, 3), (300, 35, 3, 2))
+        ((300, 20, 12, 3), (300, 35, 3, 2))
         if quick
-        else ((300, 20, 10, 3), (300, 35, 3, 2), (520, 70, 90, 2))
+        else ((300, 20, 12, 3), (300, 35, 3, 2), (520, 70, 90, 2))
     )
     rows = [
         {**types, **dict(zip("NDHC", shape, strict=True)), "kind": kind}
         for shape in shapes
         for kind in ("normal", "integers")
     ]
+    for precision in PRECISIONS[dtype]:  # every one exactly
+        if precision != dtype:
+            rows.append({**rows[1], "precision": precision})
+        rows.append({**rows[3], "precision": precision, "inputs": "uint8"})
     return [*trials, *path_trials(op, two_layer_pair, rows)]

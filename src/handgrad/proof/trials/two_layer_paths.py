@@ -24,6 +24,7 @@ from handgrad.proof.trials.trial import Trial
 Host = NDArray[Any]
 
 PIXELS = (2 / 255, -1.0)  # scale and shift of uint8
+WHOLE_PIXELS = (1.0, -128.0)  # the same where sums are exact: whole numbers that bfloat16 has too
 
 
 def path_step(
@@ -62,7 +63,7 @@ def path_step(
     _guard(m, parameters, flat, "parameters")
     pixels = p.inputs == "uint8"
     X = m.integers(0, 255, (p.N, p.D), np.uint8) if pixels else _samples(m, kind, p)
-    scale, shift = PIXELS if pixels else (1.0, 0.0)
+    scale, shift = (WHOLE_PIXELS if kind == "integers" else PIXELS) if pixels else (1.0, 0.0)
     targets = _targets(m, kind, p)
     gradient = m.output((p.flat_size,), p.dtype, name="gradient")
     loss = m.output((1,), p.dtype, name="loss")
