@@ -20,7 +20,7 @@ from handgrad.plans.problems import problem_of
 
 STEP_PATHS = paths.STEP_ORDER
 SIZES = (20, 12, 3)
-WIDE = (65, 500, 3)  # of a batch of 1200: R3 cannot; R4 has a choice in each of its parts
+WIDE = (68, 500, 3)  # of a batch of 1200: R3 cannot; R4 has a choice in each of its parts
 
 
 @pytest.fixture(autouse=True)
