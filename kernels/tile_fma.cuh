@@ -2,7 +2,7 @@
 //
 // Map: thread (ty, tx) of a (BM/TM) x (BN/TN) grid owns TM x TN elements.  Of an operand that lies along k the thread
 // loads 16 bytes of k for each of its rows or columns, which lie one thread apart; of one that lies along the tile's
-// side, groups of 16 bytes of it.  Each element is a sum over k in rising order: deterministic.
+// side, groups of 16 bytes of it.  Each sum is over k in rising order: deterministic.
 //
 // Small tiles have too few elements to give as many threads 8 x 8 each, which is what makes a shared load pay.  There
 // SLICES such grids share a slab: each takes BK / SLICES steps of its k, and `combine` adds their sums in order and

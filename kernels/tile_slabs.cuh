@@ -5,7 +5,7 @@
 //
 //   CopiedSlab   asynchronous copies, 16 bytes at a time where V = 16 / sizeof(T), else element by element
 //   ScaledSlab   uint8 through registers: element * scale + shift
-//   and what a kernel computes itself (two_layer_general.cu)
+//   and what a kernel computes itself (two_layer_general.cuh)
 //
 // In shared memory a slab lies as in global memory, along k (K_CONTIGUOUS) or along the tile's side i, without
 // padding: the product's `place` swaps groups of neighbours, so that its reads and these writes never meet in a bank.
@@ -42,7 +42,7 @@ struct SlabMap {
   }
 };
 
-// P has BK, THREADS and place<K_CONTIGUOUS, LENGTH>(i, k).
+// P has BK, THREADS and place<K_CONTIGUOUS, LENGTH>(i, k); for accumulate also BM, BN, multiply, EXCHANGED and combine.
 template <class T, class P, int LENGTH, int V, bool K_CONTIGUOUS>
 struct CopiedSlab {
   static constexpr bool PRIMED = false;
@@ -54,7 +54,8 @@ struct CopiedSlab {
   __device__ __forceinline__ void prime() {}
 
   __device__ __forceinline__ void fetch(int n, T* to) {
-#pragma unroll
+    constexpr int AT_A_TIME = V == 1 ? 4 : Map::SHARE;  // the addresses of single elements take many registers
+#pragma unroll AT_A_TIME
     for (int s = 0; s < Map::SHARE; ++s) {
       Map at;
       if (!at.locate(s)) continue;
@@ -135,7 +136,7 @@ template <class T, class P, int OTHER = 0>
 constexpr int RING_SIZE = STAGES<T, P, OTHER> * (P::BM + P::BN) * P::BK;
 
 // product += A B over k of the sources' k0 .. k_end: `slabs` slabs.  COUNT - 1 of them are under way while one is
-// multiplied; one barrier a slab.  on_slab(Bs) sees each slab of B after its product.  ring: COUNT slabs of A and then
+// multiplied; one barrier a slab; slices of k are combined at the end.  on_slab(Bs) sees each slab of B after its product.  ring: COUNT slabs of A and then
 // of B, free again at the end.
 template <int COUNT, class T, class P, class A, class B, class OnSlab>
 __device__ __forceinline__ void accumulate(P& product, A& a, B& b, T* ring, int slabs, const OnSlab& on_slab) {

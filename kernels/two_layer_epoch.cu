@@ -21,8 +21,9 @@
 //
 // With as many blocks as cells (KEPT) the slices lie in shared memory.  Else they lie in `slices`, in global
 // memory, and every block goes through several cells, reading X and the parts of Z1 anew in phase 3: the same
-// sums in the same order.  So the bits depend on the cells, which follow from the shape, never on the number of
-// blocks.  Deterministic: every sum has one order, and the only atomic is the barrier's integer.
+// sums in the same order, with fma written out, since what a compiler fuses may differ between the two.  So the bits
+// depend on the cells, which follow from the shape and the tiling, never on the number of blocks.  Deterministic:
+// every sum has one order, and the only atomic is the barrier's integer.
 //
 // The next step writes partial_Z1 after the second barrier, when all have passed phase 2, and partial_Z2 after its
 // own first barrier, when all have passed phase 3: one buffer of each is enough where KEPT.  Else phase 3 reads
@@ -45,7 +46,7 @@ __device__ __forceinline__ void read_X(const Scratch<T>& m, const Cell& c, const
     if (d < c.ds) {
       const Vector<TX, V> given = load_vector<V>(X + static_cast<long long>(order[n]) * e.D + c.d0 + d);
 #pragma unroll
-      for (int v = 0; v < V; ++v) scaled[v] = static_cast<T>(given[v]) * scale + shift;
+      for (int v = 0; v < V; ++v) scaled[v] = fma(static_cast<T>(given[v]), scale, shift);
     }
     store_vector<V>(m.X + n * m.x_stride + d, scaled);
   }
@@ -69,8 +70,8 @@ __device__ __forceinline__ void multiply_X(const Scratch<T>& m, const T* W1, con
         Units<T> w = Units<T>::load(W1 + (d + v) * e.SH + h);
 #pragma unroll
         for (int u = 0; u < GROUP; ++u) {
-          sums[0][u] += x0[v] * w[u];
-          sums[1][u] += x1[v] * w[u];
+          sums[0][u] = fma(x0[v], w[u], sums[0][u]);
+          sums[1][u] = fma(x1[v], w[u], sums[1][u]);
         }
       }
     }
@@ -116,7 +117,7 @@ __device__ __forceinline__ void multiply_A(const Scratch<T>& m, const T* W2, con
   for (int k = threadIdx.x; k < own * e.C; k += EPOCH_THREADS) {
     const int n = first + k / e.C, j = k % e.C;
     T sum = T(0);
-    for (int h = 0; h < c.hs; ++h) sum += m.A[n * m.a_stride + h] * W2[h * e.C + j];
+    for (int h = 0; h < c.hs; ++h) sum = fma(m.A[n * m.a_stride + h], W2[h * e.C + j], sum);
     partial_Z2[(static_cast<long long>(c.j) * e.N + n) * e.C + j] = sum;
   }
 }
@@ -168,13 +169,14 @@ __device__ __forceinline__ T losses_of(const Scratch<T>& m, const T* b2, const E
   return sum;
 }
 
-// sum over the rows of a(n) b(n), by SUM_LANES neighbouring lanes; every lane of the warp has to come here.
-template <class T, class Product>
-__device__ __forceinline__ T sum_rows(int rows, bool wanted, Product product) {
+// The sum over the rows to which add(sum, n) adds row n, by SUM_LANES neighbouring lanes; every lane of the warp has to
+// come here.
+template <class T, class Add>
+__device__ __forceinline__ T sum_rows(int rows, bool wanted, Add add) {
   T sum = T(0);
   if (wanted)
 #pragma unroll 2
-    for (int n = threadIdx.x % SUM_LANES; n < rows; n += SUM_LANES) sum += product(n);
+    for (int n = threadIdx.x % SUM_LANES; n < rows; n += SUM_LANES) sum = add(sum, n);
   return combine_lanes<Sum, SUM_LANES>(sum);
 }
 
@@ -194,9 +196,9 @@ __device__ __forceinline__ void sum_dW2(const Scratch<T>& m, const Cell& c, cons
 #pragma unroll 1
   for (int first = 0; first < sums; first += EPOCH_THREADS / SUM_LANES) {
     const int k = first + threadIdx.x / SUM_LANES, h = k / e.C, j = k % e.C;
-    const T sum = sum_rows<T>(rows, k < sums, [&](int n) {
+    const T sum = sum_rows<T>(rows, k < sums, [&](T before, int n) {
       const T dz = m.dZ2[n * m.z_stride + j];
-      return h < c.hs ? m.A[n * m.a_stride + h] * dz : dz;
+      return h < c.hs ? fma(m.A[n * m.a_stride + h], dz, before) : before + dz;
     });
     if (k < sums && threadIdx.x % SUM_LANES == 0) m.dW2[k] = sum;
   }
@@ -213,7 +215,7 @@ __device__ __forceinline__ void propagate(const Scratch<T>& m, const T* W2, cons
     for (int j = 0; j < e.C; ++j) {
       const T dz = m.dZ2[n * m.z_stride + j];
 #pragma unroll
-      for (int u = 0; u < GROUP; ++u) da[u] += dz * W2[(h + u) * e.C + j];
+      for (int u = 0; u < GROUP; ++u) da[u] = fma(dz, W2[(h + u) * e.C + j], da[u]);
     }
     Units<T> a = Units<T>::load(m.A + n * m.a_stride + h);
 #pragma unroll
@@ -222,8 +224,7 @@ __device__ __forceinline__ void propagate(const Scratch<T>& m, const T* W2, cons
   }
 }
 
-// dW1 = X' dZ1 and the rule on it; a thread takes two columns of X by GROUP units.  fma is written out: what a
-// compiler fuses differed between KEPT and not.
+// dW1 = X' dZ1 and the rule on it; a thread takes two columns of X by GROUP units.
 template <class Rule, class T>
 __device__ __forceinline__ void update_W1(const Rule& rule, const Scratch<T>& m, T* W1, const Cell& c, const Epoch& e,
                                           int rows) {
@@ -256,7 +257,7 @@ __device__ __forceinline__ void update_rest(const Rule& rule, const Scratch<T>& 
                                             const Epoch& e, int rows, bool with_b1, bool with_W2, bool with_b2) {
   for (int first = 0; first < c.hs && with_b1; first += EPOCH_THREADS / SUM_LANES) {
     const int h = first + threadIdx.x / SUM_LANES;
-    const T sum = sum_rows<T>(rows, h < c.hs, [&](int n) { return m.A[n * m.a_stride + h]; });
+    const T sum = sum_rows<T>(rows, h < c.hs, [&](T before, int n) { return before + m.A[n * m.a_stride + h]; });
     if (h < c.hs && threadIdx.x % SUM_LANES == 0) update(rule, s.b1, h, e.SH, sum);
   }
   for (int k = threadIdx.x; k < c.hs * e.C && with_W2; k += EPOCH_THREADS)

@@ -43,7 +43,7 @@ struct Units {
 };
 
 // What a cell keeps from step to step: each parameter's slice, and behind it as much for each state.
-// ops/two_layer_epoch.py counts the same elements.
+// ops/two_layer_epoch_cells.py counts the same elements.
 template <class T>
 struct Slices {
   T *W1, *W2, *b1, *b2;

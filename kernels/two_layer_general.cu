@@ -81,8 +81,9 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
   constexpr int PARTS = THREADS / FEW;  // of the rows, for db2
   static_assert(ROWS <= THREADS && ROWS % PARTS == 0 && THREADS % FEW == 0, "a thread a row; whole parts");
   static_assert(P::BN <= FEW, "one tile holds whole rows");
-  static_assert(2 * ROWS * PITCH <= RING_SIZE<T, P, THREADS * sizeof(T)>, "logits and gradients fit where the slabs were");
-  __shared__ __align__(16) T ring[RING_SIZE<T, P, THREADS * sizeof(T)>];
+  constexpr int RING = RING_SIZE<T, P, THREADS * sizeof(T)>;
+  static_assert(2 * ROWS * PITCH <= RING, "logits and gradients fit where the slabs were");
+  __shared__ __align__(16) T ring[RING];
   __shared__ T scratch[THREADS];
   T* const z = ring;  // (ROWS, C), once the slabs have been multiplied
   T* const dz = ring + ROWS * PITCH;

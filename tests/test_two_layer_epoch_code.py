@@ -1,4 +1,4 @@
-"""The epoch's machine code: what blocks exchange is never read through the cache of constants; no spills.
+"""Machine code of kernels whose blocks exchange numbers, R2's and R3's: never through the cache of constants.
 
 NVRTC turns a load into ``ld.global.nc`` where nothing in the kernel writes to the memory, and the hardware
 may then keep what it read before a barrier.  Needs the extra ``machine-code``, and skips without it.
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from handgrad.kernel import KernelError, kernels_directory
-from handgrad.ops import two_layer_epoch
+from handgrad.ops import two_layer_epoch, two_layer_pair
 from handgrad.proof import budgets, machine_code
 from handgrad.proof.figures import measure
 
@@ -40,7 +40,7 @@ def ptx_of(source: Path, expression: str, arch: str) -> str:
         return nvrtc.read("PTX", program).rstrip(b"\0").decode()
 
 
-def loads_by_parameter(ptx: str) -> dict[str, set[str]]:
+def loads_by_parameter(ptx: str, parameters: tuple[str, ...] = PARAMETERS) -> dict[str, set[str]]:
     """Instructions that load from global memory → the parameters that their address may come from."""
     body = ptx[ptx.index("\n{") :]
     origins: dict[str, set[str]] = {}
@@ -59,7 +59,7 @@ def loads_by_parameter(ptx: str) -> dict[str, set[str]]:
                 continue
             into, _, rest = operands.partition(",")
             found = {
-                PARAMETERS[int(n)] for n in re.findall(r"_param_(\d+)\]", rest) if int(n) < len(PARAMETERS)
+                parameters[int(n)] for n in re.findall(r"_param_(\d+)\]", rest) if int(n) < len(parameters)
             }
             for register in REGISTER.findall(rest):
                 found |= origins.get(register, set())
@@ -92,6 +92,23 @@ def test_no_constant_load_of_what_blocks_exchange(kept: bool) -> None:
     assert {"X", "y", "order"} <= constant <= CONSTANT
     assert {"w", "steps", "partial_Z1", "partial_Z2", "barrier"} <= others
     assert "?" not in constant | others
+
+
+def test_no_constant_load_of_the_splits_that_r3_sums() -> None:
+    require_nvrtc()
+    names = (
+        *("X", "dZ1", "output_partials", "loss_partials", "trainable", "hyperparameters", "weight_partials"),
+        *("w", "state1", "state2", "loss", "steps", "tickets"),
+    )
+    source, tile = kernels_directory() / two_layer_pair.FILE, "Fma<Tile<128, 64, 16, 8, 8>, 1>"
+    loads = loads_by_parameter(
+        ptx_of(source, f"pair_backward<Adam<float>, float, {tile}, 4, 4>", "sm_80"), names
+    )
+    constant = set().union(*(origin for name, origin in loads.items() if ".nc" in name))
+    others = set().union(*(origin for name, origin in loads.items() if ".nc" not in name))
+    assert "output_partials" in constant, "it is of the launch before"
+    assert {"weight_partials", "w"} <= others
+    assert not {"weight_partials", "w", "state1", "state2", "steps", "tickets"} & constant
 
 
 def test_a_restrict_on_an_exchanged_buffer_is_found(tmp_path: Path) -> None:

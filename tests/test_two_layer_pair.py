@@ -16,7 +16,7 @@ from handgrad.ops import two_layer_pair, two_layer_pair_tiles
 from handgrad.ops.optimizer import SGD
 from handgrad.ops.two_layer import PRECISIONS, Problem
 from handgrad.ops.two_layer_general_tiles import BROAD, MEDIUM, MEDIUM_DOUBLE, NARROW, NARROW_DOUBLE
-from handgrad.ops.two_layer_pair_tiles import LONG
+from handgrad.ops.two_layer_pair_tiles import DEEP
 from handgrad.proof.correctness import compare
 from handgrad.proof.counters import global_traffic, shared_traffic
 from handgrad.proof.guarded import Memory
@@ -261,7 +261,7 @@ def test_the_tile_of_dW1_changes_where_it_should():
     chosen = [
         choose(D, H, "float32") for D, H in ((65, 32), (64, 33), (65, 33), (64, 64), (64, 65), (65, 128))
     ]
-    assert chosen == [NARROW, MEDIUM, BROAD, MEDIUM, LONG, BROAD]
+    assert chosen == [NARROW, MEDIUM, BROAD, MEDIUM, DEEP, BROAD]
     assert [choose(99, H, "float64") for H in (32, 33)] == [NARROW_DOUBLE, MEDIUM_DOUBLE]
     sizes = ((99, 32), (99, 64), (64, 65), (65, 65))
     assert [str(choose(D, H, "tf32")) for D, H in sizes] == [

@@ -2,7 +2,7 @@
 
 An owner is what a measurement holds for, a GPU or a processor with its libraries; a key names the problem.
 The folder is ``$HANDGRAD_CACHE``, else ``$XDG_CACHE_HOME/handgrad``, else ``~/.cache/handgrad``.  A file that
-cannot be read or is no such table counts as empty; what else it holds is left alone.
+is no such table counts as empty, and is then replaced; one that cannot be read is left alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def file_named(name: str) -> Path | None:
 
 def find(file: Path | None, owner: str, key: str) -> Row | None:
     """The row; None where there is none."""
-    row = _read(file).get(owner, {}).get(key)
+    try:
+        row = _read(file).get(owner, {}).get(key)
+    except OSError:
+        return None
     return row if isinstance(row, dict) else None
 
 
@@ -38,9 +41,9 @@ def remember(file: Path | None, owner: str, key: str, row: Row) -> bool:
     if file is None:
         return False
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    content = _read(file)
-    content.setdefault(owner, {})[key] = row
     try:
+        content = _read(file)
+        content.setdefault(owner, {})[key] = row
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         temporary.replace(file)
@@ -54,7 +57,7 @@ def remember(file: Path | None, owner: str, key: str, row: Row) -> bool:
 def _read(file: Path | None) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     ours = isinstance(content, dict) and all(isinstance(rows, dict) for rows in content.values())
     return content if ours else {}

@@ -78,11 +78,11 @@ def choose_tile(rows: int, columns: int) -> Tile:
     return WIDE if columns > MEDIUM.BN and wide_tiles >= WIDE_TILES_LEAST else MEDIUM
 
 
-def split_samples(N: int, D: int, H: int, tile: Tile, blocks: int = SPLIT_BLOCKS) -> tuple[int, int]:
-    """(S, chunk): partitions of the weight product and samples in each, for about ``blocks`` blocks; never
+def split_samples(N: int, D: int, H: int, tile: Tile) -> tuple[int, int]:
+    """(S, chunk): partitions of the weight product and samples in each, for about SPLIT_BLOCKS blocks; never
     from the device."""
     tiles = -(-D // tile.BM) * -(-H // tile.BN)
-    wanted = -(-blocks // tiles)
+    wanted = -(-SPLIT_BLOCKS // tiles)
     chunk = max(-(-N // wanted), CHUNK_LEAST)
     chunk = -(-chunk // tile.BK) * tile.BK
     return max(1, -(-N // chunk)), chunk

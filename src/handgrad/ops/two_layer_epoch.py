@@ -10,9 +10,10 @@ W1, with its state, in shared memory for the whole epoch, and a copy of the few 
 need besides.  A step takes two barriers of the grid and exchanges the partial sums of Z1 and of the logits.
 With fewer multiprocessors than cells, or too little shared memory, the slices lie in global memory and a
 block goes through several cells: the same sums in the same order.  The bits follow from the cells, and these
-from the shape.
+from the shape, unless a tiling says how.
 
-Kernel: ``kernels/two_layer_epoch.cu``.  Test: ``tests/test_two_layer_epoch.py``.
+Kernel: ``kernels/two_layer_epoch.cu``.  Tests: ``tests/test_two_layer_epoch.py``,
+``tests/test_two_layer_epoch_cells.py``.
 """
 
 from __future__ import annotations

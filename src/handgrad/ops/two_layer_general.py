@@ -34,7 +34,7 @@ from handgrad.ops import loss as loss_op
 from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem, StepArrays
 from handgrad.ops.two_layer_general_geometry import FILE, OUTPUT_PARTITIONS, THREADS, Geometry
-from handgrad.ops.two_layer_general_tiles import FEW, TENSOR, GeneralTiling
+from handgrad.ops.two_layer_general_tiles import FEW, GeneralTiling, refusal_of_precision
 from handgrad.ops.two_layer_general_tiles import tilings as tiles_and_splits
 from handgrad.ops.two_layer_general_traffic import compulsory, operations, requested
 
@@ -43,9 +43,7 @@ from handgrad.ops.two_layer_general_traffic import compulsory, operations, reque
 
 def refusal(problem: Problem) -> str:
     """Empty: every shape is taken; but sm_75 has no tensor cores for tf32 and bfloat16."""
-    if problem.precision in TENSOR and problem.arch == "sm_75":
-        return f"precision {problem.precision}: sm_75 multiplies neither tf32 nor bfloat16; take float32"
-    return ""
+    return refusal_of_precision(problem)
 
 
 def tilings(problem: Problem) -> tuple[GeneralTiling, ...]:

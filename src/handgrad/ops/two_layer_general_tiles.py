@@ -93,7 +93,8 @@ WARP_TILES = (  # BM, BN, BK, WM, WN
     *((128, 32, 16, 32, 32), (64, 32, 16, 32, 16)),
 )
 # ... from that one on whose kernel spills for no activation: of A1; of dW1; of dW1 where dZ1 is computed too,
-# with loads of WIDTH elements and with others.
+# with loads of WIDTH elements and with others.  (An X of bytes that begins at no multiple of 4 is
+# loaded byte by byte whatever its shape: that may spill some 30 bytes.)
 LARGEST_HIDDEN = {"float32": 0, "float64": 0, "tf32": 1, "3xtf32": 1, "bfloat16": 1}
 LARGEST_WEIGHT = {"float32": 0, "float64": 1, "tf32": 0, "3xtf32": 1, "bfloat16": 0}
 LARGEST_LEAN = {"float32": 1, "float64": 3, "tf32": 2, "3xtf32": 3, "bfloat16": 2}
@@ -159,10 +160,18 @@ def candidates(precision: str, largest: Mapping[str, int]) -> tuple[AnyTile, ...
 
 
 def chunk_of(p: Problem, tile: AnyTile, blocks: int) -> int:
-    """Samples in a partition of the weight product, for about ``blocks`` blocks with this tile of dW1."""
-    wanted = tiles_of(blocks, tiles_of(p.D, tile.BM) * tiles_of(p.H, tile.BN))
+    """Samples in a partition of the weight product: for at most ``blocks`` blocks with this tile of dW1, or
+    one a tile where there are more tiles."""
+    wanted = max(1, blocks // (tiles_of(p.D, tile.BM) * tiles_of(p.H, tile.BN)))
     chunk = max(tiles_of(p.N, wanted), CHUNK_LEAST)
     return tiles_of(chunk, 16) * 16
+
+
+def refusal_of_precision(problem: Problem) -> str:
+    """Why the architecture cannot multiply so, in one line; "" where it can."""
+    if problem.precision in TENSOR and problem.arch == "sm_75":
+        return f"precision {problem.precision}: sm_75 multiplies neither tf32 nor bfloat16; take float32"
+    return ""
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,11 +7,11 @@
     pair_backward   dW1 = Xᵀ dZ1 and db1 = Σ dZ1 by split of the samples; the sums of all in rising order,
                     and the optimizer's rule on them
 
-X (N, D) and dZ1 (N, H) are read by both; A1 stays on chip.  Any N and D; H up to 128, C up to 64; X of the
-parameters' type or uint8, which is scaled and shifted on chip.  Precision: "tf32", "3xtf32" and "bfloat16"
-take tensor cores for the products with X; the others, and all sums, are float32, or float64 with float64
-parameters.  Partitions and chunks depend on the shape alone, unless a tiling says how: the same bits on every
-GPU.
+X (N, D) is read by both, dZ1 (N, H) by the second; A1 stays on chip.  Any N and D; H up to 128, C up to 64;
+X of the parameters' type or uint8, which is scaled and shifted on chip.  Precision: "tf32", "3xtf32" and
+"bfloat16" take tensor cores for the products with X; the others, and all sums, are float32, or float64 with
+float64 parameters.  Partitions and chunks depend on the shape alone, unless a tiling says how: the same bits
+on every GPU.
 
 Kernels: ``kernels/two_layer_pair.cu``.  Test: ``tests/test_two_layer_pair.py``.
 """
@@ -33,8 +33,9 @@ from handgrad.ops.checks import DType
 from handgrad.ops.optimizer import STATES
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import RULES, Launch, Layout, Problem, StepArrays
-from handgrad.ops.two_layer_general_tiles import TENSOR, AnyTile, chunk_of, tiles_of
+from handgrad.ops.two_layer_general_tiles import TENSOR, AnyTile, chunk_of, refusal_of_precision, tiles_of
 from handgrad.ops.two_layer_pair_tiles import (
+    MOST_PARTITIONS,
     THREADS,
     PairTiling,
     backward_tiles,
@@ -69,8 +70,9 @@ class Geometry:
 def refusal(problem: Problem) -> str:
     """ "" where R3 can do the problem, else the reason in one line."""
     p = problem
-    if p.precision in TENSOR and p.arch == "sm_75":
-        return f"precision {p.precision}: sm_75 multiplies neither tf32 nor bfloat16; take float32"
+    reason = refusal_of_precision(p)
+    if reason:
+        return reason
     if p.H > MOST_H:
         return f"H = {p.H} is above {MOST_H}"
     if p.C > MOST_C:
@@ -327,7 +329,7 @@ CATALOGUE = (
         "two_layer.pair_forward",
         FILE,
         _forward_instances(),
-        f"grid S ≤ 264 partitions, block {THREADS}; the tile by H and N",
+        f"grid S ≤ {MOST_PARTITIONS} partitions by the rule, block {THREADS}; the tile by H, N, C, precision",
         _forward_bytes,
     ),
     Entry(

@@ -43,12 +43,12 @@ ROW_TILES_LEAST = 64  # with fewer, tiles of fewer samples spread the work over 
 SHARED_EVERYWHERE = 64 * 1024  # bytes of shared memory that a block has on every architecture
 RING_BYTES, MOST_STAGES = 36 * 1024, 4  # of pair_forward's slabs
 
-LONG = FmaTile(64, 128, 16, 8, 8)
+DEEP = FmaTile(64, 128, 16, 8, 8)  # as R4's LONG, with deeper slabs
 # Of the forward kernel by width, the largest first; and of dW1, from D x H down.
 FMA_FORWARD = {
     32: (NARROW, SMALL, FmaTile(32, 32, 16, 8, 4, 4)),
     64: (BROAD, MEDIUM, FmaTile(32, 64, 16, 8, 8, 4)),
-    128: (LONG, FmaTile(32, 128, 16, 8, 8, 2)),
+    128: (DEEP, FmaTile(32, 128, 16, 8, 8, 2)),
 }
 DOUBLE_FORWARD = {
     32: (SMALL_DOUBLE, FmaTile(32, 32, 16, 2, 4)),
@@ -61,7 +61,7 @@ WARP_FORWARD = {  # BM, BN, BK, WM, WN
     128: ((64, 128, 16, 32, 64), (32, 128, 16, 32, 32)),
 }
 FMA_BACKWARD = {
-    "float32": (WIDE, BROAD, LONG, MEDIUM, NARROW, SMALL),
+    "float32": (WIDE, BROAD, DEEP, MEDIUM, NARROW, SMALL),
     "float64": (MEDIUM_DOUBLE, NARROW_DOUBLE, SMALL_DOUBLE),
 }
 WARP_BACKWARD = (
@@ -127,7 +127,7 @@ def choose_backward_tile(D: int, H: int, precision: str) -> AnyTile:
     if H <= NARROW.BN:
         return NARROW
     if D <= MEDIUM.BM:
-        return LONG if H > MEDIUM.BN else MEDIUM
+        return DEEP if H > MEDIUM.BN else MEDIUM
     return BROAD
 
 

@@ -282,7 +282,7 @@ def _instances() -> tuple[str, ...]:
     for precision in ("tf32", "3xtf32", "bfloat16"):
         for D, H in ((784, 50), (64, 10), (1000, 32)):
             narrow = Problem(1000, D, H, 10, loss="cross_entropy", precision=precision, arch="sm_90")
-            problems.append(narrow)
+            problems += [narrow, dataclasses.replace(narrow, inputs="uint8")]
     found = [lay_out(problem).launches[0].kernel.expression for problem in problems]
     return tuple(dict.fromkeys(found))
 

@@ -1,7 +1,7 @@
 """The paths of a two-layer training step, in the order in which they are tried.
 
 A problem runs on the first of ``STEP_ORDER`` whose ``refusal`` is empty; R4 takes whatever comes.  R2 takes
-whole epochs, where the time model says that it beats the steps.
+whole epochs, where it was measured to beat the steps or, unmeasured, the time model says so.
 """
 
 from __future__ import annotations

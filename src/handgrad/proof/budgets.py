@@ -121,7 +121,7 @@ def general_kernels() -> list[Kernel]:
 
 
 def fused_kernels() -> list[Kernel]:
-    """Of R1: README's step with one and ten outputs, as bytes, in float64, on tensor cores; of R3, two."""
+    """Of R1: README's step with one and ten outputs, as bytes, in float64, on tensor cores; of R3, three."""
     large = Problem(50_000, 784, 50, 1)
     classes = Problem(50_000, 784, 50, 10, loss="cross_entropy")
     double = Problem(1000, 784, 50, 10, dtype="float64", precision="float64", inputs="float64", arch="sm_90")
