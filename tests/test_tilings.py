@@ -17,7 +17,7 @@ from two_layer_steps import counted
 from handgrad.ops import tilings, two_layer
 from handgrad.ops.two_layer import Problem
 from handgrad.plans import paths
-from handgrad.plans.choice import refusal_of, tilings_of
+from handgrad.plans.choice import lay_out, refusal_of, tilings_of
 from handgrad.proof.trials.two_layer_tilings import SHAPES, chosen, tiling_trials
 
 pytestmark = needs_compiler
@@ -97,7 +97,7 @@ def test_a_tiling_that_is_not_offered_is_refused_in_one_line():
     [
         ((8192, 784, 512, 10), {"hidden": 6, "weight": 4, "blocks": 4}),
         ((8192, 784, 512, 100), {"hidden": 6, "weight": 3, "blocks": 4}),
-        ((60_000, 3000, 2000, 10), {"hidden": 3, "weight": 4, "blocks": 2}),
+        ((60_000, 3000, 2000, 10), {"hidden": 3, "weight": 4, "blocks": 1}),
         ((64, 784, 50, 10), {"hidden": 2, "weight": 2, "blocks": 1}),
     ],
 )
@@ -200,3 +200,11 @@ def test_another_split_gives_other_bits(name):
     problem, _ = STEPS[name]
     assert two_layer_steps.Step(paths.MODULES[name[:2]], problem).run().bits() != step(name).run().bits()
     assert np.isfinite(step(name).run().loss).all()
+
+
+@pytest.mark.parametrize("H", [64, 100, 128])
+def test_the_splits_of_r3_make_no_more_than_one_round_of_a_large_gpu(H):
+    """The tiles of dW1 by splits, and the blocks of dW2, against two on each of 132 multiprocessors."""
+    launch = lay_out(Problem(50_000, 784, H, 10, loss="cross_entropy", arch="sm_90"), "R3").launches[-1]
+    assert launch.name == "pair_backward"
+    assert 0.9 * 264 <= launch.grid[0] <= 264

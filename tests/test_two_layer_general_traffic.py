@@ -114,7 +114,7 @@ def test_compulsory_bytes_are_those_of_the_path():
     assert [launch.name for launch in layout.launches] == [
         "general_hidden", "general_output", "general_weight", "reduce_and_update",
     ]  # fmt: skip
-    assert layout.partitions == 5
+    assert layout.partitions == 4
     assert layout.operations == 4 * N * D * H + 18 * N * H * C  # dZ1 for seven tiles along D
 
 
