@@ -81,7 +81,7 @@ def test_some_compile_without_spills():
 @needs_nvrtc
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["two_layer_step.cu", "two_layer_pair.cu", "two_layer_general.cu"])
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_120"])  # as sm_80
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_120"])
 def test_every_tile_compiles_without_spills(arch, file):
     compile_cleanly(file, kernels(arch, True)[file], arch, ALLOW_UNREFERENCED)
 
