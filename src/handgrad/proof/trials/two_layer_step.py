@@ -85,4 +85,6 @@ def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
         rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "inputs": "uint8"})
         if precision != "3xtf32":  # which has no small part of an infinite number
             rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "kind": "special"})
+    split = {"precision": "3xtf32", "inputs": "uint8", "activation": "tanh", "loss": "cross_entropy"}
+    rows.append({**split, "N": 40, "D": 300, "H": 50, "C": 2})
     return rows
