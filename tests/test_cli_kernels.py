@@ -144,11 +144,9 @@ def test_tune_measures_each_shape_with_what_was_asked_for(monkeypatch):
     ("words", "line"),
     [
         (("--samples", "63"), "samples: expected 64 or more, a batch, got 63"),
-        (("--samples", "0"), "samples: expected a whole number, 1 or more, got 0"),
-        (("--inputs", "int8"), "inputs: expected float32 or uint8, got 'int8'"),
     ],
 )
-def test_what_cannot_be_tuned_is_told_in_one_line(words, line, monkeypatch):
+def test_epochs_shorter_than_a_batch_are_told_in_one_line(words, line, monkeypatch):
     """On the emulator in the place of the GPU."""
 
     def tune(net, batch_size, optimizer, samples, inputs):
@@ -159,3 +157,15 @@ def test_what_cannot_be_tuned_is_told_in_one_line(words, line, monkeypatch):
     monkeypatch.setattr(arrays, "resolve_device", lambda device: arrays.Device("emulator"))
     monkeypatch.setattr(tuning, "tune", tune)
     assert refused(*TUNE, *words) == f"error: {line}"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--samples", "0"), "--samples: expected a number greater than or equal to 1, got '0'"),
+        (("--inputs", "int8"), "--inputs: expected float32 or uint8, got int8"),
+        (("--dtype", "float64", "--inputs", "float32"), "--inputs: expected float64 or uint8, got float32"),
+    ],
+)
+def test_what_cannot_be_tuned_is_told_before_a_gpu_is_looked_for(words, line):
+    assert refused(*TUNE, *words).startswith(f"error: {line}")

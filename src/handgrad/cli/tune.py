@@ -49,6 +49,7 @@ def tune(
         typer.Option(
             "--samples",
             metavar="N",
+            min=1,
             help="Measure epochs of N samples too: those of the fastest steps, and R2's, one launch each.",
         ),
     ] = None,
@@ -73,6 +74,8 @@ def tune(
     shapes = [shape_of(text) for text in shape]
     if re.fullmatch(r"cuda(:\d+)?", device) is None:
         raise wrong("--device", "cuda or cuda:N", device, "only a GPU is measured")
+    if inputs not in (None, dtype.value, "uint8"):
+        raise wrong("--inputs", f"{dtype.value} or uint8", inputs)
     target, out, found = resolve_device(device), console(as_json), []
     for one in shapes:
         net = MLP(
