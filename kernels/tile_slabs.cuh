@@ -136,8 +136,8 @@ template <class T, class P, int OTHER = 0>
 constexpr int RING_SIZE = STAGES<T, P, OTHER> * (P::BM + P::BN) * P::BK;
 
 // product += A B over k of the sources' k0 .. k_end: `slabs` slabs.  COUNT - 1 of them are under way while one is
-// multiplied; one barrier a slab; slices of k are combined at the end.  on_slab(Bs) sees each slab of B after its product.  ring: COUNT slabs of A and then
-// of B, free again at the end.
+// multiplied; one barrier a slab; slices of k are combined at the end.  on_slab(Bs) sees each slab of B after its
+// product.  ring: COUNT slabs of A and then of B, free again at the end.
 template <int COUNT, class T, class P, class A, class B, class OnSlab>
 __device__ __forceinline__ void accumulate(P& product, A& a, B& b, T* ring, int slabs, const OnSlab& on_slab) {
   static_assert(COUNT >= 2, "one slab is multiplied while the next one comes");

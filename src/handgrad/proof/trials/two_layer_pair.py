@@ -16,7 +16,7 @@ from handgrad.proof.guarded import Memory, Output
 from handgrad.proof.roundoff import Bounded
 from handgrad.proof.trials.optimizer import FROZEN, SETTINGS, _flat, _guard, _masks, _where
 from handgrad.proof.trials.trial import Trial
-from handgrad.proof.trials.two_layer_paths import path_trials
+from handgrad.proof.trials.two_layer_paths import path_trials, tensor_core_rows
 from handgrad.proof.trials.two_layer_tilings import LOSSES, tiling_trials
 
 SHAPES = (  # N, D, H, C: every tile of either kernel; ragged sides; several splits
@@ -31,6 +31,7 @@ SHAPES = (  # N, D, H, C: every tile of either kernel; ragged sides; several spl
     (5, 8200, 128, 2),
 )
 QUICK_SHAPES = SHAPES[:4]
+TENSOR_CORE_SHAPES = ((33, 20, 10, 3), (70, 68, 65, 2), (300, 301, 50, 10), (67, 132, 17, 17))
 
 
 def forward_trials(dtype: str, quick: bool) -> list[Trial]:
@@ -61,28 +62,9 @@ def forward_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**pixels, "D": 32, "activation": "tanh", "schedules": True})
     rows.append({**pixels, "D": 35, "x": "misaligned"})
     if dtype == "float32":
-        rows += _tensor_core_rows(quick)
+        rows += tensor_core_rows(TENSOR_CORE_SHAPES[:2] if quick else TENSOR_CORE_SHAPES)
     others = [] if quick else tiling_trials("two_layer.pair_forward", two_layer_pair, "R3", dtype)
     return path_trials("two_layer.pair_forward", two_layer_pair, [{**types, **row} for row in rows]) + others
-
-
-def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
-    """Every width of a tile in every precision, against products of operands that are rounded first."""
-    rows: list[dict[str, Any]] = []
-    shapes = ((33, 20, 10, 3), (70, 68, 65, 2), (300, 301, 50, 10), (67, 132, 17, 17))
-    for i, precision in enumerate(PRECISIONS["float32"][1:]):
-        for j, shape in enumerate(shapes[:2] if quick else shapes):
-            loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
-            row = {**dict(zip("NDHC", shape, strict=True)), "precision": precision, "loss": loss}
-            rows.append(
-                {**row, "activation": ("tanh", "softplus")[j % 2], "x": ("aligned", "misaligned")[i % 2]}
-            )
-        small = {"N": 70, "D": 33, "H": 17, "C": 3, "precision": precision}
-        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "schedules": True})
-        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "inputs": "uint8"})
-        if precision != "3xtf32":  # which has no small part of an infinite number
-            rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "kind": "special"})
-    return rows
 
 
 def update(

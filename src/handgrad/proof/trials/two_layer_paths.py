@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from handgrad.kernel import device_limits
 from handgrad.ops import loss as loss_op
-from handgrad.ops.two_layer import Problem, StepArrays
+from handgrad.ops.two_layer import PRECISIONS, Problem, StepArrays
 from handgrad.parameters import FlatParameters
 from handgrad.proof import two_layer_reference
 from handgrad.proof.guarded import Memory, Output
@@ -150,3 +150,23 @@ def path_trials(op: str, path: ModuleType, rows: Iterable[dict[str, Any]]) -> li
         run = functools.partial(path_step, path=path, problem=problem, **arguments)
         found.append(Trial(op, problem.dtype, shape, setting, run, schedules))
     return found
+
+
+def tensor_core_rows(shapes: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
+    """Problems in every tensor-core precision, against products of operands that are rounded first; kinks of
+    the activation are left to float32, where rounding is small."""
+    rows: list[dict[str, Any]] = []
+    for i, precision in enumerate(PRECISIONS["float32"][1:]):
+        for j, shape in enumerate(shapes):
+            loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
+            row = {**dict(zip("NDHC", shape, strict=True)), "precision": precision, "loss": loss}
+            rows.append(
+                {**row, "activation": ("tanh", "softplus")[j % 2], "x": ("aligned", "misaligned")[i % 2]}
+            )
+        small = {"N": 70, "D": 33, "H": 17, "C": 3, "precision": precision}
+        rows.append({**small, "loss": "hinge", "reduction": "sum", "kind": "integers"})
+        small |= {"activation": "tanh", "loss": "cross_entropy"}
+        rows += [{**small, "schedules": True}, {**small, "inputs": "uint8"}]
+        if precision != "3xtf32":  # which has no small part of an infinite number
+            rows.append({**small, "kind": "special"})
+    return rows

@@ -7,7 +7,7 @@ from typing import Any
 from handgrad.ops import activation as activation_op
 from handgrad.ops import two_layer_step
 from handgrad.proof.trials.trial import Trial
-from handgrad.proof.trials.two_layer_paths import path_trials
+from handgrad.proof.trials.two_layer_paths import path_trials, tensor_core_rows
 from handgrad.proof.trials.two_layer_tilings import LOSSES, tiling_trials
 
 SHAPES = (  # N, D, H, C: every tile; ragged sides; several goes over k; more samples than a partition
@@ -22,6 +22,10 @@ SHAPES = (  # N, D, H, C: every tile; ragged sides; several goes over k; more sa
     (127, 784, 50, 1),
 )
 QUICK_SHAPES = SHAPES[:5]
+TENSOR_CORE_SHAPES = (
+    *((100, 20, 10, 3), (40, 300, 50, 2)),
+    *((33, 1000, 31, 1), (50, 783, 49, 10), (20, 1000, 32, 1)),
+)
 
 
 def step_trials(dtype: str, quick: bool) -> list[Trial]:
@@ -63,28 +67,8 @@ def step_trials(dtype: str, quick: bool) -> list[Trial]:
     rows.append({**pixels, "N": 40, "D": 32, "H": 17, "C": 3, "schedules": True})
     rows.append({**pixels, "N": 37, "D": 35, "H": 17, "C": 3, "x": "misaligned"})
     if dtype == "float32":
-        rows += _tensor_core_rows(quick)
+        rows += tensor_core_rows(TENSOR_CORE_SHAPES[:2] if quick else TENSOR_CORE_SHAPES)
+        split = {"precision": "3xtf32", "inputs": "uint8", "activation": "tanh", "loss": "cross_entropy"}
+        rows.append({**split, "N": 40, "D": 300, "H": 50, "C": 2})
     others = [] if quick else tiling_trials("two_layer.step", two_layer_step, "R1", dtype)
     return path_trials("two_layer.step", two_layer_step, rows) + others
-
-
-def _tensor_core_rows(quick: bool) -> list[dict[str, Any]]:
-    """Every tile in every precision; kinks of the activation are left to float32, where rounding is small."""
-    rows: list[dict[str, Any]] = []
-    shapes = ((100, 20, 10, 3), (40, 300, 50, 2), (33, 1000, 31, 1), (50, 783, 49, 10), (20, 1000, 32, 1))
-    for i, precision in enumerate(("tf32", "3xtf32", "bfloat16")):
-        for j, shape in enumerate(shapes[:2] if quick else shapes):
-            loss = ("mse", "cross_entropy", "bce")[(i + j) % 3]
-            row = {**dict(zip("NDHC", shape, strict=True)), "precision": precision, "loss": loss}
-            rows.append(
-                {**row, "activation": ("tanh", "softplus")[j % 2], "x": ("aligned", "misaligned")[i % 2]}
-            )
-        small = {"N": 70, "D": 33, "H": 17, "C": 3, "precision": precision}
-        rows.append({**small, "loss": "hinge", "reduction": "sum", "kind": "integers"})
-        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "schedules": True})
-        rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "inputs": "uint8"})
-        if precision != "3xtf32":  # which has no small part of an infinite number
-            rows.append({**small, "activation": "tanh", "loss": "cross_entropy", "kind": "special"})
-    split = {"precision": "3xtf32", "inputs": "uint8", "activation": "tanh", "loss": "cross_entropy"}
-    rows.append({**split, "N": 40, "D": 300, "H": 50, "C": 2})
-    return rows
