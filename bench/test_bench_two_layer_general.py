@@ -27,7 +27,7 @@ def problem(request, device):
 def test_hidden(problem, put, measure, rng):
     p = problem
     x, w, b = rng.random((p.N, p.D)), rng.normal(size=(p.D, p.H)) / np.sqrt(p.D), rng.normal(size=p.H)
-    X, W1, b1, A1 = put(x), put(w), put(b), put(np.empty((p.N, p.H)))
+    X, W1, b1, A1 = put(x), put(w), put(b), put(np.zeros((p.N, p.H)))
     path.hidden(Geometry(p), X, 1.0, 0.0, W1, b1, A1)
     assert_close(A1, np.maximum(x @ w + b, 0))
     measure(lambda: path.hidden(Geometry(p), X, 1.0, 0.0, W1, b1, A1))

@@ -91,6 +91,22 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
   return value;
 }
 
+// The sum of values[0] .. values[count - 1], added one after another by thread 0, where it is valid; the block loads
+// THREADS of them at a time.  `scratch` holds THREADS values.  Every thread of the block calls it.
+template <int THREADS, class T>
+__device__ __forceinline__ T sum_in_order(const T* __restrict__ values, int count, T* scratch) {
+  T sum = T(0);
+  for (int begin = 0; begin < count; begin += THREADS) {
+    const int i = begin + threadIdx.x;
+    if (i < count) scratch[threadIdx.x] = values[i];
+    __syncthreads();  // thread 0 reads what every thread loaded
+    if (threadIdx.x == 0)
+      for (int k = 0; k < THREADS && begin + k < count; ++k) sum += scratch[k];
+    __syncthreads();  // thread 0 is done with them before the next ones come
+  }
+  return sum;
+}
+
 // True in every thread of the block that is the last of `blocks` to come here; what the others wrote before is
 // then visible to it.  The ticket is left at 0 for the next launch.
 __device__ __forceinline__ bool last_block(int* ticket, int blocks) {

@@ -205,16 +205,7 @@ __global__ void __launch_bounds__(TILE::THREADS, 2)
       flat.clear(offset_b1 + (bias ? H : 0), offset_W2, THREADS);
       flat.clear(offset_W2 + weights, offset_b2, THREADS);
       flat.clear(offset_b2 + (bias ? C : 0), flat_size, THREADS);
-      T* const losses = ring;
-      T sum = T(0);
-      for (int begin = 0; begin < partitions; begin += THREADS) {
-        const int p = begin + threadIdx.x;
-        if (p < partitions) losses[threadIdx.x] = loss_partials[p];
-        __syncthreads();  // thread 0 reads what every thread loaded
-        if (threadIdx.x == 0)
-          for (int k = 0; k < THREADS && begin + k < partitions; ++k) sum += losses[k];
-        __syncthreads();  // thread 0 is done with them before the next ones come
-      }
+      const T sum = sum_in_order<THREADS>(loss_partials, partitions, ring);
       if (threadIdx.x == 0) *loss = loss_scale * sum;
     }
   } else {

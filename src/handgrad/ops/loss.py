@@ -143,16 +143,19 @@ def as_int32(labels: Array, C: int) -> Array:
 
 def elementwise_kernel(loss: str, output: str, dtype: DType) -> Kernel:
     """``loss_elementwise`` for mse with an output activation, or for bce."""
-    functor = (
-        "BinaryCrossEntropy" if loss == "bce" else f"MeanSquaredError<{activation_op.functor_of(output)}>"
-    )
-    return Kernel(FILE, f"loss_elementwise<{checks.CPP_NAMES[dtype.name]}, {functor}>")
+    return Kernel(FILE, f"loss_elementwise<{checks.CPP_NAMES[dtype.name]}, {functor_of(loss, output)}>")
 
 
 def rows_kernel(loss: str, dtype: DType, lanes: int) -> Kernel:
     """``loss_rows`` for cross_entropy or hinge with ``lanes`` lanes a row."""
-    functor = {"cross_entropy": "CrossEntropy", "hinge": "Hinge"}[loss]
-    return Kernel(FILE, f"loss_rows<{checks.CPP_NAMES[dtype.name]}, {functor}, {lanes}>")
+    return Kernel(FILE, f"loss_rows<{checks.CPP_NAMES[dtype.name]}, {functor_of(loss)}, {lanes}>")
+
+
+def functor_of(loss: str, output: str = "identity") -> str:
+    """The C++ type in ``kernels/loss.cuh``."""
+    if loss == "mse":
+        return f"MeanSquaredError<{activation_op.functor_of(output)}>"
+    return {"bce": "BinaryCrossEntropy", "cross_entropy": "CrossEntropy", "hinge": "Hinge"}[loss]
 
 
 def lanes_of(C: int) -> int:

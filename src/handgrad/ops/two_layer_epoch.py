@@ -27,7 +27,7 @@ from handgrad.arrays import Array, on_device_of
 from handgrad.kernel import Entry, Kernel
 from handgrad.ops import activation as activation_op
 from handgrad.ops import checks
-from handgrad.ops.loss import lanes_of
+from handgrad.ops import loss as loss_op
 from handgrad.ops.optimizer import STATES
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
@@ -48,21 +48,14 @@ FILE = "two_layer_epoch.cu"
 
 def kernel_of(problem: Problem, width: int, kept: bool) -> Kernel:
     """``two_layer_epoch`` that reads ``width`` elements of X at once and keeps its slices, or does not."""
-    lanes = lanes_of(problem.C) if of_rows(problem) else 0
+    lanes = loss_op.lanes_of(problem.C) if of_rows(problem) else 0
     cpp = checks.CPP_NAMES
-    activation = activation_op.functor_of(problem.activation)
+    f, L = activation_op.functor_of(problem.activation), loss_op.functor_of(problem.loss, problem.output)
     return Kernel(
         FILE,
-        f"two_layer_epoch<{problem.rule}<{cpp[problem.dtype]}>, {cpp[problem.inputs]}, {activation}, "
-        f"{loss_functor(problem.loss, problem.output)}, {lanes}, {width}, {'true' if kept else 'false'}>",
+        f"two_layer_epoch<{problem.rule}<{cpp[problem.dtype]}>, {cpp[problem.inputs]}, {f}, {L}, "
+        f"{lanes}, {width}, {'true' if kept else 'false'}>",
     )
-
-
-def loss_functor(loss: str, output: str) -> str:
-    """The C++ functor in ``kernels/loss.cuh``."""
-    if loss == "mse":
-        return f"MeanSquaredError<{activation_op.functor_of(output)}>"
-    return {"bce": "BinaryCrossEntropy", "cross_entropy": "CrossEntropy", "hinge": "Hinge"}[loss]
 
 
 def input_width(problem: Problem) -> int:
@@ -130,7 +123,7 @@ def requested(problem: Problem, cells: Cells, blocks: int, kept: bool) -> dict[s
         "losses": size,
     }
     if of_rows(problem):  # lanes past the batch's end go through its last row
-        lanes = lanes_of(C)
+        lanes = loss_op.lanes_of(C)
         rows = -(-N // (THREADS // lanes)) * (THREADS // lanes)
         return found | {"y": 4 * rows * lanes * blocks, "order": 4 * (x_loads + rows * lanes * blocks)}
     return found | {"y": N * C * size * blocks, "order": 4 * (x_loads + N * C * blocks)}

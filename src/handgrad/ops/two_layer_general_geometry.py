@@ -14,6 +14,7 @@ from handgrad.arrays import Array
 from handgrad.kernel import Kernel
 from handgrad.ops import activation as activation_op
 from handgrad.ops import checks, two_layer_reduce
+from handgrad.ops import loss as loss_op
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Problem
 from handgrad.ops.two_layer_general_tiles import (
@@ -133,13 +134,7 @@ class Geometry:
     def output_kernel(self) -> Kernel:
         """``general_output`` or ``general_output_wide``."""
         p, (T, _) = self.problem, self._types
-        functor = {
-            "mse": f"MeanSquaredError<{activation_op.functor_of(p.output)}>",
-            "bce": "BinaryCrossEntropy",
-            "cross_entropy": "CrossEntropy",
-            "hinge": "Hinge",
-        }[p.loss]
-        start = f"{T}, {self.output.cpp}, {functor}"
+        start = f"{T}, {self.output.cpp}, {loss_op.functor_of(p.loss, p.output)}"
         if not self.stores_dZ1:
             return Kernel(FILE, f"general_output<{start}, {self.width(p.H)}>")
         f = activation_op.functor_of(p.activation)

@@ -45,7 +45,7 @@ from handgrad.ops.two_layer_pair_tiles import (
     shared_bytes,
 )
 from handgrad.ops.two_layer_pair_tiles import tilings as tiles_and_splits
-from handgrad.ops.two_layer_step import loss_functor, shared_limit
+from handgrad.ops.two_layer_step import shared_limit
 
 FILE = "two_layer_pair.cu"
 MOST_H, MOST_C = 128, 64
@@ -130,7 +130,7 @@ def _types(problem: Problem) -> tuple[str, str, int]:
 def forward_kernel(problem: Problem, tile: AnyTile, vd: int) -> Kernel:
     """``pair_forward`` with loads of ``vd`` elements of X."""
     (T, X, vh), f = _types(problem), activation_op.functor_of(problem.activation)
-    L = loss_functor(problem.loss, problem.output)
+    L = loss_op.functor_of(problem.loss, problem.output)
     return Kernel(FILE, f"pair_forward<{T}, {X}, {tile.cpp}, {f}, {L}, {vd}, {vh}>")
 
 

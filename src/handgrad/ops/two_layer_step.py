@@ -168,15 +168,9 @@ def geometry(problem: Problem, tiling: Tiling | None = None) -> Geometry:
 
 def kernel_of(problem: Problem, tile: Tile, vx: int) -> Kernel:
     """``two_layer_step`` with copies of ``vx`` elements of X."""
-    f, L = activation_op.functor_of(problem.activation), loss_functor(problem.loss, problem.output)
+    f, L = activation_op.functor_of(problem.activation), loss_op.functor_of(problem.loss, problem.output)
     types = f"{tile.cpp(problem.H)}, {checks.CPP_NAMES[problem.inputs]}, {f}, {L}"
     return Kernel(FILE, f"two_layer_step<{types}, {vx}>")
-
-
-def loss_functor(loss: str, output: str) -> str:
-    """The C++ type in ``loss.cuh``."""
-    names = {"bce": "BinaryCrossEntropy", "cross_entropy": "CrossEntropy", "hinge": "Hinge"}
-    return names.get(loss) or f"MeanSquaredError<{activation_op.functor_of(output)}>"
 
 
 def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
