@@ -16,7 +16,7 @@ import handgrad as hg
 from handgrad.benchmark import mapped, scaling
 from handgrad.benchmark.process import Failed, SessionHere, SessionProcess, ask
 from handgrad.benchmark.scaling_pictures import exponent_words, in_memory_words
-from handgrad.cli import bench
+from handgrad.cli import bench_files
 from handgrad.throughput import Shape
 
 HAS_PROC = Path("/proc/self/status").is_file()
@@ -177,7 +177,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch):
 
 def test_an_interrupt_keeps_the_curves_until_then(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "_draw", lambda directory, document: [])
+    monkeypatch.setattr(bench_files, "_draw", lambda directory, document: [])
     monkeypatch.setattr(scaling, "SessionProcess", _here_without_limit)
     monkeypatch.setattr(scaling, "everything", lambda threads, rows, limit: SMALL)
 

@@ -18,7 +18,7 @@ from command_line import handgrad, process, refused, report, succeeds
 from handgrad import throughput
 from handgrad.benchmark import ceilings, measure, reference, session
 from handgrad.benchmark.process import Failed, SessionHere
-from handgrad.cli import bench
+from handgrad.cli import bench_files
 
 SMALL = ("bench", "--shape", "64,20,8,1", "--shape", "32,20,8,3", "--seconds", "0.02", "--threads", "1")
 ALONE = (*SMALL, "--device", "cpu", "--peer", "none")
@@ -40,7 +40,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the measurement of so small networks."""
-    monkeypatch.setattr(bench, "_draw", lambda directory, document: [])
+    monkeypatch.setattr(bench_files, "_draw", lambda directory, document: [])
 
 
 def test_without_a_gpu_it_says_so_and_shows_the_cpu(no_cupy):

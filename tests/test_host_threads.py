@@ -16,7 +16,7 @@ import handgrad as hg
 from handgrad.host import arrangement, blas, threads
 from handgrad.host.part import Part
 from handgrad.network import MLP
-from handgrad.ops import optimizer
+from handgrad.ops import optimizer_base
 
 
 def test_the_same_bits_whoever_works(monkeypatch):
@@ -73,7 +73,7 @@ def test_an_update_shared_among_threads_has_the_bits_of_a_single_one(monkeypatch
                 single = trained(make, frozen)
             with monkeypatch.context() as several:
                 several.setattr(blas, "cores", lambda: 3)
-                several.setattr(optimizer, "CPU_BLOCK", 384)
+                several.setattr(optimizer_base, "CPU_BLOCK", 384)
                 assert trained(make, frozen) == single
 
 

@@ -8,7 +8,8 @@ from devices import DEVICES, SAMPLES, SIZES, build_ahead, on, problem
 
 import handgrad as hg
 from handgrad.arrays import to_device, to_numpy
-from handgrad.network import MLP, Gradients
+from handgrad.network import MLP
+from handgrad.parameters import Gradients
 
 
 def one_line(message):

@@ -11,6 +11,8 @@ from handgrad.arrays import to_numpy
 from handgrad.kernel import kernels_directory
 from handgrad.ops import optimizer as op
 from handgrad.ops.optimizer import SGD, Adam, AdamW
+from handgrad.ops.optimizer_base import CPU_BLOCK
+from handgrad.ops.optimizer_kernels import CATALOGUE, MAX_BLOCKS, THREADS
 from handgrad.parameters import FlatParameters
 
 SHAPES = {"W1": (7, 13), "b1": (13,), "W2": (13, 3), "b2": (3,)}
@@ -44,7 +46,7 @@ def built():
     except emulator.CompilerNotFound as error:
         pytest.skip(str(error))
     file = kernels_directory() / "optimizer.cu"
-    emulator.prebuild([(file, expression) for entry in op.CATALOGUE for expression in entry.expressions])
+    emulator.prebuild([(file, expression) for entry in CATALOGUE for expression in entry.expressions])
 
 
 @pytest.fixture(params=["cpu", "emulator"])
@@ -209,8 +211,8 @@ def test_bias_corrections_do_not_cancel():
 
 def test_blocks_of_a_large_buffer_meet_without_gap_or_overlap(xp):
     """On the CPU a few blocks; in the kernels more vectors than the largest grid has threads."""
-    size = 3 * op.CPU_BLOCK if xp is np else op.MAX_BLOCKS * op.THREADS * 4
-    shapes = {"W": (size + 100,), "frozen": (50,), "V": (op.CPU_BLOCK,)}
+    size = 3 * CPU_BLOCK if xp is np else MAX_BLOCKS * THREADS * 4
+    shapes = {"W": (size + 100,), "frozen": (50,), "V": (CPU_BLOCK,)}
     parameters = FlatParameters(shapes, np.float32, xp)
     parameters.freeze("frozen")
     gradient = parameters.like()
@@ -218,7 +220,7 @@ def test_blocks_of_a_large_buffer_meet_without_gap_or_overlap(xp):
     SGD(1.0).update(parameters, gradient, clip_norm=1e9)
     for name, view in parameters.views.items():
         np.testing.assert_array_equal(view, 0 if name == "frozen" else -1)
-    norm = math.sqrt(size + 100 + op.CPU_BLOCK)
+    norm = math.sqrt(size + 100 + CPU_BLOCK)
     parameters.copy_from({name: np.zeros(shape) for name, shape in shapes.items()})
     SGD(1.0).update(parameters, gradient, clip_norm=1.0)
     np.testing.assert_allclose(parameters.views["W"], -1 / norm, rtol=2e-7)

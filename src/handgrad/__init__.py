@@ -10,8 +10,9 @@ from handgrad.gradients import diagnose
 from handgrad.gradients.explain import explain
 from handgrad.gradients.gradcheck import gradcheck
 from handgrad.layouts import from_torch, to_torch
-from handgrad.network import MLP, Gradients
+from handgrad.network import MLP
 from handgrad.ops.optimizer import SGD, Adam, AdamW
+from handgrad.parameters import Gradients
 from handgrad.plans import Plan, plan, tune
 from handgrad.training import History, evaluate, fit
 

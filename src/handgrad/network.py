@@ -10,26 +10,22 @@ The two-layer network is the case L = 2.  X (N, D) has samples in rows, W_l is (
 
 from __future__ import annotations
 
-import contextlib
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from handgrad.arrays import Array, Device, get_array_module, resolve_device, to_numpy
 from handgrad.host import network as host
 from handgrad.initialization import INITIALIZATIONS, initial_values, parameter_shapes
+from handgrad.network_arguments import float_dtype, precision_of, row_numbers, widths_of
 from handgrad.ops import activation as activation_op
 from handgrad.ops import batch, linear
 from handgrad.ops import loss as loss_op
-from handgrad.ops.checks import FLOATS
-from handgrad.ops.two_layer import PRECISIONS
 from handgrad.ops.workspace import Workspace
-from handgrad.parameters import FlatParameters
+from handgrad.parameters import FlatParameters, Gradients
 from handgrad.plans.dispatch import planned_training
 
 if TYPE_CHECKING:
@@ -37,29 +33,6 @@ if TYPE_CHECKING:
     from handgrad.ops.optimizer import Optimizer
 
 PREDICT_ROWS = 8192  # rows that predict works on at a time, so that its memory does not grow with N
-
-
-class Gradients(dict[str, Array]):
-    """Parameter name → gradient, a view of one flat buffer (``.flat``).
-
-    ``intermediates`` holds what :meth:`MLP.loss_and_grad` was asked to keep beside, by name (Z1, A1, dZ1, …);
-    ``gradients["dZ1"]`` finds those too, while iteration goes over the parameters alone.
-    """
-
-    def __init__(self, buffer: FlatParameters) -> None:
-        super().__init__(buffer.views)
-        self.buffer = buffer
-        self.intermediates: dict[str, Array] = {}
-
-    def __missing__(self, name: str) -> Array:
-        if name in self.intermediates:
-            return self.intermediates[name]
-        raise KeyError(name)
-
-    @property
-    def flat(self) -> Array:
-        """All gradients in one array, padded as ``MLP.flat_parameters`` is."""
-        return self.buffer.flat
 
 
 class MLP:
@@ -99,15 +72,15 @@ class MLP:
         path: str | None = None,
         matmul: str = "auto",
     ) -> None:
-        self.sizes = _widths(sizes)
+        self.sizes = widths_of(sizes)
         activation_op.functor_of(activation)
         loss_op.check_names(loss, output, reduction)
         if init not in INITIALIZATIONS:
             raise ValueError(f"init: expected one of {', '.join(INITIALIZATIONS)}, got {init!r}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed: expected a whole number, 0 or above, got {seed!r}")
-        self.dtype = _float_dtype(dtype)
-        self.precision = _precision(precision, self.dtype)
+        self.dtype = float_dtype(dtype)
+        self.precision = precision_of(precision, self.dtype)
         self.activation, self.output = activation, output
         self.loss_name, self.reduction = loss, reduction
         self.bias, self.init, self.seed = bool(bias), init, int(seed)
@@ -371,7 +344,7 @@ class MLP:
         X, y = self._on_device("X", X), self._targets(y)
         if X.shape[0] != y.shape[0]:
             raise ValueError(f"y: expected {X.shape[0]} targets, one a row of X, got {y.shape[0]}")
-        numbers = _row_numbers(order, int(X.shape[0]))
+        numbers = row_numbers(order, int(X.shape[0]))
         if self.xp is np:
             return host.train_epoch(self, X, y, numbers, int(batch_size), optimizer, clip_norm, scale, shift)
         steps = -(-len(numbers) // batch_size)
@@ -434,43 +407,3 @@ class MLP:
             raise ValueError(
                 f"out: expected the gradients of {own!r} on {self.device}, got those of {out.buffer!r}"
             )
-
-
-def _widths(sizes: Sequence[int]) -> tuple[int, ...]:
-    try:
-        widths = tuple(operator.index(size) for size in sizes)
-    except TypeError:  # not a sequence, or not of whole numbers
-        widths = ()
-    if len(widths) < 2 or min(widths) < 1:
-        raise ValueError(f"sizes: expected at least two whole numbers of 1 or more, got {sizes!r}")
-    return widths
-
-
-def _float_dtype(dtype: Any) -> np.dtype[Any]:
-    found: np.dtype[Any] | None = None
-    if dtype is not None:  # numpy would take it for float64
-        with contextlib.suppress(TypeError):
-            found = np.dtype(dtype)
-    if found is None or found not in FLOATS:
-        raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
-    return found
-
-
-def _precision(precision: str | None, dtype: np.dtype[Any]) -> str:
-    known = PRECISIONS[dtype.name]
-    if precision is None:
-        return dtype.name
-    if precision not in known:
-        raise ValueError(f"precision: with dtype {dtype}, expected {' or '.join(known)}, got {precision!r}")
-    return precision
-
-
-def _row_numbers(order: Array, rows: int) -> NDArray[np.int32]:
-    numbers = to_numpy(order)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        got = f"{numbers.dtype} of shape {numbers.shape}"
-        raise TypeError(f"order: expected row numbers, integers (n,), got {got}")
-    if numbers.size and not 0 <= numbers.min() <= numbers.max() < rows:
-        bad = numbers[(numbers < 0) | (numbers >= rows)][0]
-        raise IndexError(f"order: expected row numbers 0 .. {rows - 1}, got {bad}")
-    return numbers.astype(np.int32)

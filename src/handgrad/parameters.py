@@ -132,3 +132,26 @@ def _aligned_zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     memory = np.zeros(size * dtype.itemsize + ALIGNMENT, dtype=np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size * dtype.itemsize].view(dtype)
+
+
+class Gradients(dict[str, Array]):
+    """Parameter name → gradient, a view of one flat buffer (``.flat``).
+
+    ``intermediates`` holds what :meth:`MLP.loss_and_grad` was asked to keep beside, by name (Z1, A1, dZ1, …);
+    ``gradients["dZ1"]`` finds those too, while iteration goes over the parameters alone.
+    """
+
+    def __init__(self, buffer: FlatParameters) -> None:
+        super().__init__(buffer.views)
+        self.buffer = buffer
+        self.intermediates: dict[str, Array] = {}
+
+    def __missing__(self, name: str) -> Array:
+        if name in self.intermediates:
+            return self.intermediates[name]
+        raise KeyError(name)
+
+    @property
+    def flat(self) -> Array:
+        """All gradients in one array, padded as ``MLP.flat_parameters`` is."""
+        return self.buffer.flat

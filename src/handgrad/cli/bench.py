@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,40 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from handgrad.cli.bench_files import check_out, finish
+from handgrad.cli.bench_options import OutOption, ThreadsOption, choose_threads
+from handgrad.cli.bench_scaling import scaling
 from handgrad.cli.errors import INTERRUPTED, wrong
 from handgrad.cli.options import JsonOption, KernelsOption, kernels_from
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from handgrad.benchmark.measure import Settings
     from handgrad.benchmark.runners import Peer
 
 app = typer.Typer(rich_markup_mode=None)
+app.command("scaling")(scaling)
 
 ROUNDS, LONG_ROUNDS = 7, 15
 BUSY = 0.25  # load a core, before the run, above which the report says so
 SECONDS, LONG_SECONDS = 0.4, 3.0
-
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Where bench.json, the page and the pictures go. Default: runs/bench-<date>-<time>; "
-        "with --json only when named.",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        metavar="N",
-        min=1,
-        help="CPU threads, the same for every library. Default: all cores, where each library may take one "
-        "instead if that is faster for it.",
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -231,19 +212,6 @@ def _settings(
     )
 
 
-def choose_threads(given: int | None) -> tuple[int, bool]:
-    """Threads, and whether they are fixed: by the option, else by the environment, else all cores."""
-    from handgrad import throughput
-    from handgrad.benchmark.report import cores
-
-    if given is not None:
-        if given > cores():
-            raise wrong("--threads", f"at most {cores()}, the cores that are there", given)
-        return given, True
-    named = [int(value) for value in throughput.thread_variables().values() if value.isdigit() and int(value)]
-    return (min([*named, cores()]), True) if named else (cores(), False)
-
-
 def _peers(names: Sequence[str] | None, record: Any) -> tuple[Peer, ...]:
     import importlib.util
 
@@ -284,52 +252,6 @@ def busy_notes() -> list[str]:
     ]
 
 
-def check_out(directory: Path | None) -> None:
-    """``ValueError`` for a name that is a file's."""
-    if directory is not None and directory.exists() and not directory.is_dir():
-        raise wrong("--out", "a folder", f"the file {directory}")
-
-
-def finish(document: dict[str, Any], out: Console, directory: Path | None, as_json: bool) -> None:
-    """Write the report to ``directory``; without one to the usual place, unless the JSON goes to stdout."""
-    if directory is None and not as_json and (document["results"] or document["scaling"]):
-        directory = Path("runs") / time.strftime("bench-%Y-%m-%d-%H%M%S")
-    if directory is not None:
-        write(directory, document, out)
-
-
-def write(directory: Path, document: dict[str, Any], out: Console) -> None:
-    """bench.json, and page and pictures where something was measured."""
-    from handgrad.checkpoint import write_atomically
-    from handgrad.cli.output import plain, short_path
-
-    directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(document), indent=1, allow_nan=False) + "\n"
-    write_atomically(directory / "bench.json", text.encode())
-    files = ["bench.json"]
-    if document["results"] or any(curve["points"] for curve in document["scaling"]):
-        files += _draw(directory, plain(document))
-    out.print(f"wrote {', '.join(files)} in {short_path(directory)}", markup=False, soft_wrap=True)
-
-
-def _draw(directory: Path, document: dict[str, Any]) -> list[str]:
-    """The page, and each picture as PNG and SVG; the names of what was written."""
-    from handgrad.benchmark import page, pictures, svg
-    from handgrad.checkpoint import write_atomically
-
-    write_atomically(directory / "bench.html", page.page(document).encode())
-    drawn = pictures.pictures(document)
-    for picture in drawn:
-        write_atomically(
-            directory / f"{picture.name}.png", svg.png(picture.draw, picture.wide, picture.title)
-        )
-        write_atomically(
-            directory / f"{picture.name}.svg",
-            svg.svg_file(picture.draw, picture.wide, picture.title).encode(),
-        )
-    return ["bench.html", *(f"{picture.name}.png and .svg" for picture in drawn)]
-
-
 @app.command("compare")
 def compare(
     before: Annotated[
@@ -350,56 +272,3 @@ def compare(
     print_comparison(console(as_json), found)
     if as_json:
         print_json(found)
-
-
-@app.command("scaling")
-def scaling(
-    rows: Annotated[
-        int,
-        typer.Option(
-            "--rows",
-            metavar="N",
-            min=1000,
-            help="The most rows: 784 bytes each, written to a temporary folder.",
-        ),
-    ] = 1_000_000,
-    limit: Annotated[
-        int,
-        typer.Option("--limit", metavar="MB", min=16, help="What a training over mapped rows may allocate."),
-    ] = 64,
-    threads: ThreadsOption = None,
-    out_directory: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Time a training by rows (on a disk, past the memory), hidden units and threads; fit exponents."""
-    from handgrad.benchmark import measure
-    from handgrad.benchmark import report as reports
-    from handgrad.benchmark import scaling as scale
-    from handgrad.cli.bench_table import print_scaling
-    from handgrad.cli.output import console, print_json
-
-    check_out(out_directory)
-    out = console(as_json)
-    count, fixed = choose_threads(threads)
-    settings = measure.Settings((), (), (), threads=count, fixed=fixed)
-    record = measure.Record()
-    curves: list[dict[str, Any]] = []
-    started, begin = datetime.now(UTC), time.perf_counter()
-    plan = scale.everything(count, rows, limit * 2**20)
-    out.print(f"scaling up to {rows:,} rows ({rows * 788 / 1e9:.1f} GB on a disk)", markup=False)
-    try:
-        with out.status("measuring") as status:
-            scale.measure(plan, curves, record.note, status.update)
-        record.complete = True
-    except KeyboardInterrupt:
-        out.print("interrupted: what was measured until now follows")
-    for note in record.notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
-    document = reports.make(record, settings, started=started, seconds=time.perf_counter() - begin)
-    document["scaling"] = curves
-    print_scaling(out, document)
-    finish(document, out, out_directory, as_json)
-    if as_json:
-        print_json(document)
-    if not record.complete:
-        raise typer.Exit(INTERRUPTED)

@@ -23,10 +23,11 @@ from handgrad.arrays import Array
 from handgrad.distributed.exchange import Exchange, choose
 from handgrad.distributed.ranks import Ranks
 from handgrad.distributed.shards import cut, owned, tree
-from handgrad.network import MLP, Gradients, _row_numbers
+from handgrad.network import MLP
+from handgrad.network_arguments import row_numbers
 from handgrad.ops import batch
 from handgrad.ops.workspace import Workspace
-from handgrad.parameters import ALIGNMENT
+from handgrad.parameters import ALIGNMENT, Gradients
 
 if TYPE_CHECKING:
     from handgrad.ops.optimizer import Optimizer
@@ -110,7 +111,7 @@ class ShardedSteps:
         """As :meth:`handgrad.MLP.train_epoch`; every rank gets the same losses and parameters."""
         net = self.net
         y = net._targets(y)
-        numbers = _row_numbers(order, int(X.shape[0]))
+        numbers = row_numbers(order, int(X.shape[0]))
         steps = -(-len(numbers) // batch_size)
         with net.device:
             rows = net.xp.asarray(numbers)

@@ -18,8 +18,9 @@ from handgrad.ops.checks import require_shape
 from handgrad.ops.loss import ELEMENTWISE
 
 if TYPE_CHECKING:
-    from handgrad.network import MLP, Gradients
+    from handgrad.network import MLP
     from handgrad.ops.optimizer import Optimizer
+    from handgrad.parameters import Gradients
 
 Numbers = NDArray[Any]
 

@@ -28,7 +28,7 @@ from handgrad.kernel import Entry, Kernel
 from handgrad.ops import activation as activation_op
 from handgrad.ops import checks
 from handgrad.ops import loss as loss_op
-from handgrad.ops.optimizer import STATES
+from handgrad.ops.optimizer_kernels import STATES
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
 from handgrad.ops.two_layer_epoch_cells import (

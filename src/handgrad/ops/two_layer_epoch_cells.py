@@ -19,7 +19,7 @@ from handgrad.emulator.settings import SHARED_BYTES_PER_BLOCK
 from handgrad.emulator.settings import resident_blocks as blocks_of_multiprocessor
 from handgrad.ops import checks
 from handgrad.ops import loss as loss_op
-from handgrad.ops.optimizer import STATES
+from handgrad.ops.optimizer_kernels import STATES
 from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Problem
 

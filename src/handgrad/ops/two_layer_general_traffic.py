@@ -9,7 +9,7 @@ from collections import Counter
 
 from handgrad.ops import loss as loss_op
 from handgrad.ops import two_layer_reduce
-from handgrad.ops.optimizer import STATES
+from handgrad.ops.optimizer_kernels import STATES
 from handgrad.ops.two_layer import Problem
 from handgrad.ops.two_layer_general_geometry import Geometry
 from handgrad.ops.two_layer_general_tiles import tiles_of

@@ -30,7 +30,7 @@ from handgrad.ops import activation as activation_op
 from handgrad.ops import checks
 from handgrad.ops import loss as loss_op
 from handgrad.ops.checks import DType
-from handgrad.ops.optimizer import STATES
+from handgrad.ops.optimizer_kernels import STATES
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import RULES, Launch, Layout, Problem, StepArrays
 from handgrad.ops.two_layer_general_tiles import TENSOR, AnyTile, chunk_of, refusal_of_precision, tiles_of

@@ -22,7 +22,7 @@ import numpy as np
 from handgrad.arrays import Array, on_device_of
 from handgrad.kernel import Entry, Kernel
 from handgrad.ops import checks
-from handgrad.ops.optimizer import STATES
+from handgrad.ops.optimizer_kernels import STATES
 from handgrad.ops.two_layer import Launch, Problem, StepArrays
 from handgrad.parameters import ALIGNMENT
 

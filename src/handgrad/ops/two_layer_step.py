@@ -31,7 +31,7 @@ from handgrad.kernel import Entry, Kernel
 from handgrad.ops import activation as activation_op
 from handgrad.ops import checks, two_layer_reduce
 from handgrad.ops import loss as loss_op
-from handgrad.ops.optimizer import STATES
+from handgrad.ops.optimizer_kernels import STATES
 from handgrad.ops.tilings import Tiling, pick
 from handgrad.ops.two_layer import Launch, Layout, Problem, StepArrays
 from handgrad.ops.two_layer_step_tiles import (

@@ -13,7 +13,7 @@ import numpy as np
 
 from handgrad import emulator
 from handgrad.kernel import catalogue
-from handgrad.ops import activation, batch, linear, loss, optimizer
+from handgrad.ops import activation, batch, linear, loss, optimizer, optimizer_kernels
 from handgrad.parameters import FlatParameters
 from handgrad.proof import operations
 
@@ -131,7 +131,7 @@ def _update(D: int, H: int, C: int, rule: str) -> Call:
     gradients = parameters.like()
     chosen = optimizer.Adam() if rule == "Adam" else optimizer.SGD(0.1, momentum=0.9 * (rule == "Momentum"))
     size = int(parameters.flat.size)
-    states = {f"state{i}": slot for i, slot in enumerate(optimizer.STATES[rule], start=1)}
+    states = {f"state{i}": slot for i, slot in enumerate(optimizer_kernels.STATES[rule], start=1)}
     squares = _expected(
         "optimizer.squares", operations.gradient_squares(size), renamed=OPTIMIZER_BUFFERS, size=size
     )

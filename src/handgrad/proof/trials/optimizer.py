@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.ops import optimizer
 from handgrad.ops.optimizer import SGD, Adam, AdamW, Optimizer
+from handgrad.ops.optimizer_kernels import MAX_BLOCKS, THREADS, VECTOR_BYTES, squares_kernel
 from handgrad.parameters import FlatParameters
 from handgrad.proof import reference
 from handgrad.proof.covering import pairwise
@@ -37,7 +37,7 @@ FROZEN: dict[str, tuple[str, ...]] = {
     "all frozen": ("W1", "b1", "W2", "b2"),
 }
 STEPS = (1, 2, 10_000)
-MORE_THAN_THE_GRID = optimizer.MAX_BLOCKS * optimizer.THREADS * 4 + 5000  # elements: blocks loop in float32
+MORE_THAN_THE_GRID = MAX_BLOCKS * THREADS * 4 + 5000  # elements: blocks loop in float32
 
 
 def update(
@@ -92,16 +92,16 @@ def squares(m: Memory, dtype: str, size: int, *, frozen: bool, special: bool = F
     flags = m.integers(0, 1, (size,), np.uint8) if frozen else np.ones(size, np.uint8)
     if special:
         g[0], flags[0], g[-1] = np.nan, 0, np.inf  # what is frozen is not read
-    vectors = g.nbytes // optimizer.VECTOR_BYTES
-    blocks = min(-(-vectors // optimizer.THREADS), optimizer.THREADS)
+    vectors = g.nbytes // VECTOR_BYTES
+    blocks = min(-(-vectors // THREADS), THREADS)
     partials = m.output((blocks,), np.float64, name="partials")
-    optimizer.squares_kernel(np.dtype(dtype))(
+    squares_kernel(np.dtype(dtype))(
         (blocks,),
-        (optimizer.THREADS,),
+        (THREADS,),
         *(m.input(g, name="gradients"), m.input(flags, name="trainable"), partials, np.int32(vectors)),
     )
-    vector = np.arange(g.size) // (optimizer.VECTOR_BYTES // g.itemsize)
-    owner = np.where(np.repeat(flags, chunk), vector // optimizer.THREADS % blocks, -1)
+    vector = np.arange(g.size) // (VECTOR_BYTES // g.itemsize)
+    owner = np.where(np.repeat(flags, chunk), vector // THREADS % blocks, -1)
     return [Output("partials", partials, lambda: reference.squares(g, owner, blocks))]
 
 
