@@ -83,15 +83,20 @@ NARROW_DOUBLE = FmaTile(128, 32, 16, 8, 4)
 SMALL_DOUBLE = FmaTile(64, 32, 16, 4, 4)
 SKINNY_DOUBLE = FmaTile(64, 16, 16, 2, 4)
 
+# Of tensor cores: BM, BN, BK, WM, WN.
+WIDE_WARPS = (128, 128, 16, 64, 64)
+BROAD_WARPS = (128, 64, 16, 64, 32)
+LONG_WARPS = (64, 128, 16, 32, 64)
+MEDIUM_WARPS = (64, 64, 16, 32, 32)
+NARROW_WARPS = (128, 32, 16, 32, 32)
+SMALL_WARPS = (64, 32, 16, 32, 16)
+
 # What tuning tries besides the rule's, the largest first ...
 FMA_TILES = {
     "float32": (WIDE, BROAD, LONG, MEDIUM, NARROW, SMALL),
     "float64": (LONG, MEDIUM_DOUBLE, NARROW_DOUBLE, SMALL_DOUBLE),
 }
-WARP_TILES = (  # BM, BN, BK, WM, WN
-    *((128, 128, 16, 64, 64), (64, 128, 16, 32, 64), (128, 64, 16, 64, 32), (64, 64, 16, 32, 32)),
-    *((128, 32, 16, 32, 32), (64, 32, 16, 32, 16)),
-)
+WARP_TILES = (WIDE_WARPS, LONG_WARPS, BROAD_WARPS, MEDIUM_WARPS, NARROW_WARPS, SMALL_WARPS)
 # ... from that one on whose kernel spills for no activation: of A1; of dW1; of dW1 where dZ1 is computed too,
 # with loads of WIDTH elements and with others.  (An X of bytes that begins at no multiple of 4 is
 # loaded byte by byte whatever its shape: that may spill some 30 bytes.)
@@ -115,7 +120,7 @@ def choose_tile(
             return SMALL_DOUBLE
         return NARROW_DOUBLE if columns <= NARROW_DOUBLE.BN else MEDIUM_DOUBLE
     if columns <= NARROW.BN:
-        return MmaTile(precision, 128, 32, 16, 32, 32) if tensor else NARROW
+        return MmaTile(precision, *NARROW_WARPS) if tensor else NARROW
     wide_tiles = -(-rows // WIDE.BM) * -(-columns // WIDE.BN)
     enough = rows > MEDIUM.BM if split else wide_tiles >= WIDE_TILES_LEAST
     short = lean and narrow and precision in ("float32", "3xtf32")
@@ -123,9 +128,9 @@ def choose_tile(
         if not tensor:
             return BROAD if lean else WIDE
         if lean or precision == "3xtf32":  # whose operands take twice the registers
-            return MmaTile(precision, 128, 64, 16, 64, 32)
-        return MmaTile(precision, 128, 128, 16, 64, 64)
-    return MmaTile(precision, 64, 64, 16, 32, 32) if tensor else MEDIUM
+            return MmaTile(precision, *BROAD_WARPS)
+        return MmaTile(precision, *WIDE_WARPS)
+    return MmaTile(precision, *MEDIUM_WARPS) if tensor else MEDIUM
 
 
 def choose_output_tile(C: int, precision: str) -> AnyTile:
@@ -136,7 +141,7 @@ def choose_output_tile(C: int, precision: str) -> AnyTile:
         return SKINNY_DOUBLE if C <= FEW else SMALL_DOUBLE
     if C <= FEW:
         return SKINNY
-    return MmaTile(precision, 64, 64, 16, 32, 32) if precision in TENSOR else LONG
+    return MmaTile(precision, *MEDIUM_WARPS) if precision in TENSOR else LONG
 
 
 def tiles_of(size: int, side: int) -> int:

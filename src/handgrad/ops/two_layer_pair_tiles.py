@@ -17,13 +17,18 @@ from handgrad.ops.tilings import Tiling, differing, worth_trying
 from handgrad.ops.two_layer import Problem
 from handgrad.ops.two_layer_general_tiles import (
     BROAD,
+    BROAD_WARPS,
+    LONG_WARPS,
     MEDIUM,
     MEDIUM_DOUBLE,
+    MEDIUM_WARPS,
     NARROW,
     NARROW_DOUBLE,
+    NARROW_WARPS,
     OTHER_BLOCKS,
     SMALL,
     SMALL_DOUBLE,
+    SMALL_WARPS,
     SPLIT_BLOCKS,
     TENSOR,
     WIDE,
@@ -56,18 +61,15 @@ DOUBLE_FORWARD = {
     128: (FmaTile(32, 128, 8, 4, 8),),
 }
 WARP_FORWARD = {  # BM, BN, BK, WM, WN
-    32: ((128, 32, 16, 32, 32), (64, 32, 16, 32, 16), (32, 32, 16, 16, 16)),
-    64: ((128, 64, 16, 64, 32), (64, 64, 16, 32, 32), (32, 64, 16, 16, 32)),
-    128: ((64, 128, 16, 32, 64), (32, 128, 16, 32, 32)),
+    32: (NARROW_WARPS, SMALL_WARPS, (32, 32, 16, 16, 16)),
+    64: (BROAD_WARPS, MEDIUM_WARPS, (32, 64, 16, 16, 32)),
+    128: (LONG_WARPS, (32, 128, 16, 32, 32)),
 }
 FMA_BACKWARD = {
     "float32": (WIDE, BROAD, DEEP, MEDIUM, NARROW, SMALL),
     "float64": (MEDIUM_DOUBLE, NARROW_DOUBLE, SMALL_DOUBLE),
 }
-WARP_BACKWARD = (
-    *((64, 128, 16, 32, 64), (128, 64, 16, 64, 32), (64, 64, 16, 32, 32)),
-    *((128, 32, 16, 32, 32), (64, 32, 16, 32, 16)),
-)
+WARP_BACKWARD = (LONG_WARPS, BROAD_WARPS, MEDIUM_WARPS, NARROW_WARPS, SMALL_WARPS)
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ def choose_backward_tile(D: int, H: int, precision: str) -> AnyTile:
     """The tile of dW1; not the widest, since one block alone adds up the splits of a tile."""
     if precision in TENSOR:
         if H <= NARROW.BN:
-            return MmaTile(precision, 128, 32, 16, 32, 32)
+            return MmaTile(precision, *NARROW_WARPS)
         if D <= MEDIUM.BM or H <= MEDIUM.BN:
-            return MmaTile(precision, 64, 64, 16, 32, 32)
-        return MmaTile(precision, 128, 64, 16, 64, 32)
+            return MmaTile(precision, *MEDIUM_WARPS)
+        return MmaTile(precision, *BROAD_WARPS)
     if precision == "float64":
         return NARROW_DOUBLE if H <= NARROW_DOUBLE.BN else MEDIUM_DOUBLE
     if H <= NARROW.BN:
