@@ -123,9 +123,12 @@ __device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned blocks 
     const unsigned own = blockIdx.x == 0 ? BARRIER_PHASE - (blocks - 1) : 1u;
     const unsigned before = atomicAdd(counter, own);
 #ifdef HANDGRAD_EMULATED
-    emulated::grid_meeting(counter, ((before ^ (before + own)) & BARRIER_PHASE) != 0, "grid_barrier", site);
+    if (((before ^ (before + own)) & BARRIER_PHASE) != 0) emulated::grid_meeting(counter, true, "grid_barrier", site);
 #endif
     while (((before ^ *phase) & BARRIER_PHASE) == 0) {
+#ifdef HANDGRAD_EMULATED
+      emulated::grid_meeting(counter, false, "grid_barrier", site);  // nothing changes before the last arrives
+#endif
     }
   }
   __syncthreads(BARRIER_CALLER);  // every block has arrived

@@ -56,10 +56,12 @@ def fuzz(name: str, runs: int, seed: int, kept: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["handgrad"]):
+        import handgrad.benchmark.compare
         import handgrad.checkpoint
         import handgrad.datasets
         import handgrad.gradients.archive
-        import handgrad.proof.launch_description  # noqa: F401
+        import handgrad.proof.launch_description
+        import handgrad.streaming.shard_files  # noqa: F401
     from fuzzed_readers import READERS, problem
 
     reader = next(reader for reader in READERS if reader.name == name)

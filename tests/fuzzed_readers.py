@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_documents import document
 from dataset_files import idx_bytes
 
 import handgrad as hg
 from handgrad import checkpoint, datasets
+from handgrad.benchmark import compare
 from handgrad.cli.run_directory import RunDirectory
 from handgrad.gradients.archive import read_archive
 from handgrad.proof import launch_description
+from handgrad.streaming import shard_files
 
 LONGEST_LINE = 1000  # characters of a message
 MOST_MEMORY = 64 << 20  # bytes that reading a file of a few kilobytes may take, gzip's 1032-fold included
@@ -127,6 +130,33 @@ def _read_network(path: Path) -> object:
     return checkpoint.load_optimizer(path, net)
 
 
+def _report() -> bytes:
+    """A report of two workloads, shortened so that most changes hit what a comparison reads."""
+    whole = document()
+    rows = {row["workload"]: row for row in whole["results"]}
+    return json.dumps({**whole, "results": list(rows.values())[:2], "ratios": [], "products": []}).encode()
+
+
+def _compared(path: Path) -> object:
+    found = compare.load(path)
+    return compare.compare(found, compare.load(path))
+
+
+def _shards() -> list[bytes]:
+    pair = [{"X": "X-0.npy", "y": "y-0.npy", "rows": 12}]
+    indices = ({"train": pair}, {"train": [*pair, {"npz": "part.npz", "rows": 12}], "test": pair})
+    return [json.dumps({"format": shard_files.FORMAT, **parts}).encode() for parts in indices]
+
+
+def _open_shards(path: Path) -> object:
+    """The index among whole shards; its rows are read too."""
+    beside = {"X-0.npy": _npy(_X), "y-0.npy": _npy(_y), "part.npz": _npz(X=_X, y=_y)[0]}
+    for name, content in beside.items():
+        path.with_name(name).write_bytes(content)
+    (X, y), _ = shard_files.open_shards(path.parent)
+    return X.read(0, X.count), y.read(0, y.count)
+
+
 def _images(path: Path) -> object:
     return datasets.load_features(path, 20)
 
@@ -154,4 +184,6 @@ READERS = (
     Reader("config", "config.json", lambda: [CONFIG], lambda path: RunDirectory(path.parent).read_config()),
     Reader("launch", "launch.toml", lambda: [LAUNCH, LAUNCHES], launch_description.read),
     Reader("gradients", "attempt.npz", _gradients, read_archive),
+    Reader("shards", "index.json", _shards, _open_shards),
+    Reader("report", "bench.json", lambda: [_report()], _compared),
 )

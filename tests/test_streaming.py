@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from handgrad import MLP, SGD, Adam, evaluate, fit, streaming, to_numpy
 from handgrad.datasets import DataError, Dataset
 from handgrad.resume import Checkpoints, Every, newest, restore
 from handgrad.streaming import open_stream, streamed_order, write_shards
+from handgrad.streaming.shard_files import INDEX_BYTES
 from handgrad.streaming.stream import Stream
 from handgrad.training import epoch_order
 
@@ -247,6 +249,9 @@ BAD = {
     "lengths that differ": (bad_pair(y=LABELS[:100]), "211 rows of shape .* and 100 targets"),
     "a name that leads out": (lambda f: index_with(f, {"X": "../x.npy"}), "the name of a file beside"),
     "an absolute name": (lambda f: index_with(f, {"y": "/etc/passwd"}), "the name of a file beside"),
+    "a name too long": (lambda f: index_with(f, {"X": 256 * "x"}), r"train\[1\]: expected the name"),
+    "no letter of a name": (lambda f: index_with(f, {"X": "x\ud800"}), "the name of a file beside"),
+    "an index too large": (lambda f: large_index(f), "are too many for an index"),
     "a file that is not there": (lambda f: index_with(f, {"X": "none.npy"}), "no such file"),
     "rows that are not there": (lambda f: index_with(f, {"rows": 10**12}), r"0{12} rows, but X has 100"),
     "no shard": (lambda f: index_with(f, 3), 'must list shards, as'),
@@ -263,6 +268,12 @@ BAD = {
 def other_columns(folder: Path) -> str:
     spec = index_with(folder, {})
     np.save(folder / "train-X-00001.npy", FLOATS[100:200, :5])
+    return spec
+
+
+def large_index(folder: Path) -> str:
+    spec = index_with(folder, {})
+    os.truncate(folder / "index.json", INDEX_BYTES + 1)
     return spec
 
 

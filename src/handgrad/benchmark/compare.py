@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.benchmark.report import SCHEMA
+from handgrad.benchmark.report_form import REPORT, misfit
 
 Row = Mapping[str, Any]
 
@@ -22,15 +23,18 @@ def load(path: Path) -> dict[str, Any]:
     file = path / "bench.json" if path.is_dir() else path
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{file}: expected the JSON that handgrad bench writes, got no JSON ({error})"
+            f"{file}: expected the JSON that handgrad bench writes, got no JSON ({str(error)[:200]})"
         ) from None
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA:
         raise ValueError(
-            f"{file}: expected a report of schema {SCHEMA}, got {schema!r}; run handgrad bench again"
+            f"{file}: expected a report of schema {SCHEMA}, got {str(schema)[:60]}; run handgrad bench again"
         )
+    problem = misfit(found, REPORT)
+    if problem:
+        raise ValueError(f"{file}: not as handgrad bench writes it: {problem}; run handgrad bench again")
     return dict(found)
 
 
@@ -68,7 +72,7 @@ def _compared(old: Row, new: Row) -> dict[str, Any]:
             "high": a["high"] / b["low"],
         },
         "change": change,
-        "threads": [old["threads"], new["threads"]],
+        "threads": [old.get("threads"), new.get("threads")],
     }
 
 
@@ -95,8 +99,8 @@ def differences(before: Row, after: Row) -> list[str]:
                 found.append(f"{old['name']} on {key[1]}: {old.get(what)} before, {new.get(what)} after")
         kernels = [
             [
-                (library["internal_api"], library["version"], library["architecture"])
-                for library in one.get("blas", ())
+                (library["internal_api"], library.get("version"), library.get("architecture"))
+                for library in one.get("blas") or ()
             ]
             for one in (old, new)
         ]

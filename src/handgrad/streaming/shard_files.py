@@ -29,6 +29,7 @@ from handgrad.streaming.row_files import JoinedRows, Rows, open_npy
 FORMAT = "handgrad.shards/1"
 INDEX = "index.json"
 INDEX_BYTES = 64 << 20  # more is no index
+LONGEST_NAME = 255  # bytes of a file's name
 
 Pair = tuple[Rows, Rows]  # features and targets
 
@@ -116,10 +117,16 @@ def write_shards(folder: Path, X: Array, y: Array, rows: int, part: str = "train
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            index = json.loads(file.read(INDEX_BYTES))
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= INDEX_BYTES else b""
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+    if size > INDEX_BYTES:
+        raise DataError(
+            f"{path}: {size} bytes are too many for an index; write it with handgrad.streaming.write_shards"
+        )
+    try:
+        index = json.loads(content)
     except (ValueError, RecursionError):
         raise DataError(f"{path}: not valid JSON; write it with handgrad.streaming.write_shards") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -159,9 +166,13 @@ def _open_shard(folder: Path, place: str, entry: dict[str, Any], last: _LastRead
 
 def _inside(folder: Path, place: str, name: Any) -> Path:
     """The file ``name`` of ``folder``: a name alone, so that no index leads out of its directory."""
-    if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name or "\\" in name:
-        raise DataError(f"{place}: expected the name of a file beside the index, got {name!r}")
-    return existing_file(folder / name)
+    is_name = isinstance(name, str) and 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
+    if not is_name or not name.isprintable() or name != Path(name).name or "\\" in name:
+        raise DataError(f"{place}: expected the name of a file beside the index, got {str(name)[:60]!r}")
+    try:
+        return existing_file(folder / name)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
 
 
 def _X_and_y(path: Path, stored: list[str]) -> dict[str, str]:

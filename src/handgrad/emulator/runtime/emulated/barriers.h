@@ -10,7 +10,8 @@ enum class Vote { none, count, all, any };
 EMULATED_API int block_barrier(Vote vote, bool predicate, const char* name, Site site);
 
 // One thread of a block at a barrier of several blocks, which they know by the address of its counter.  The
-// last to arrive lets all others go on; only in a cooperative launch are they sure to run at the same time.
+// last to arrive lets all others go on, whose loops then look at the counter again; only in a cooperative launch
+// are they sure to run at the same time.
 EMULATED_API void grid_meeting(const void* counter, bool last, const char* name, Site site);
 
 }  // namespace emulated
