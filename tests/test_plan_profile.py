@@ -45,8 +45,8 @@ def test_every_buffer_is_asked_for_as_the_plan_says(path, loss, rule, N, C):
     }
     if path == "R2":  # of a step; these move once an epoch
         once = {"parameters", "state"} if rule != "Sgd" else {"parameters"}
-        assert {name for name in differing if differing[name][0] == 0} == once
-        differing = {name: bytes for name, bytes in differing.items() if bytes[0]}
+        assert {name for name in differing if differing[name][0] is None} == once
+        differing = {name: bytes for name, bytes in differing.items() if bytes[0] is not None}
     assert differing == {}
 
 
@@ -91,7 +91,9 @@ def test_the_layer_functions_are_still_profiled_one_by_one():
     [
         (("--path", "R1"), "--path: expected --shape with it, and neither KERNEL nor --by-op, got R1"),
         (("linear", "--shape", "4,3,2,1", "--path", "R1"), "--path: expected --shape with it, and neither"),
-        (("--shape", "4,3,2,1", "--path", "R7"), "path: expected one of R1, R2, R3, R4"),
+        (("--shape", "4,3,2,1", "--path", "R7"), "--path: expected one of R1, R2, R3, R4, got R7"),
+        (("--shape", "4,3,2,1", "--path", "ops"), "--path: expected one of R1, R2, R3, R4, got ops; --by-op"),
+        (("--shape", "4,3,2,1", "--gpu", "H100"), "--gpu: expected KERNEL or --by-op with it, got H100"),
     ],
 )
 def test_a_wrong_call_is_told_in_one_line(words, message):

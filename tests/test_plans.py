@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -84,12 +85,48 @@ def test_a_network_with_a_wrong_setting_is_refused(settings, message):
         ({"samples": 1.5}, "samples: expected a whole number, 1 or more, got 1.5"),
         ({"gpu": "abacus"}, "gpu: expected one of A100, H100, RTX 4090, L4, got 'abacus'"),
         ({"path": "R9"}, "path: expected one of R1, R2, R3, R4, got 'R9'"),
+        ({"path": "ops"}, "path: 'ops' runs the layer functions .*, without a plan; expected one of R1, R2"),
+        ({"gpu": 3}, "gpu: expected one of A100, H100, RTX 4090, L4, got 3"),
+        ({"clip_norm": -1.0}, "clip_norm: expected a number above 0, got -1.0"),
+        ({"clip_norm": float("nan")}, "clip_norm: expected a number above 0, got nan"),
+        ({"clip_norm": "a"}, "clip_norm: expected a number above 0, got 'a'"),
         ({"inputs": "int8"}, "inputs: expected float32 or uint8, got 'int8'"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         plan(network(device="cpu"), **({"batch_size": 8} | arguments))
+
+
+def test_other_kinds_of_arguments_are_named():
+    net = network(device="cpu")
+    with pytest.raises(TypeError, match="optimizer: expected an SGD, Adam or AdamW object, got 'adam'"):
+        plan(net, 8, optimizer="adam")
+    with pytest.raises(TypeError, match=r"net: expected a network, as MLP\(\[D, H, C\]\), got None"):
+        plan(None, 8)
+
+
+def test_a_network_that_trains_without_a_plan_has_none():
+    with pytest.raises(ValueError, match="'ops' runs the layer functions"):
+        plan(network("ops"), 8)
+
+
+def test_a_later_path_that_is_predicted_much_faster_is_named():
+    """With both times, on the GPU that stands for the architecture."""
+    net = network(device="cpu", sizes=(784, 50, 10))
+    for gpu, arch in (("A100", "sm_80"), ("H100", "sm_90")):
+        shown = plan(net, 16, epoch=False, gpu=gpu)
+        assert shown.path == "R1"
+        found = re.fullmatch(
+            rf"R1 is the first that can; R3 is predicted faster, ([\d.]+) against ([\d.]+) µs on (.+), which "
+            rf"stands for {arch} \(predicted, not measured; handgrad.tune measures\)",
+            shown.reason,
+        )
+        assert found, shown.reason
+        for text, path in zip(found.groups(), ("R3", "R1"), strict=False):
+            other = plan(net, 16, epoch=False, gpu=found[3], path=path)
+            assert float(text) == pytest.approx(other.predictions[found[3]].seconds * 1e6, abs=0.06)
+    assert plan(net, 50_000, epoch=False).reason == "R1 is the first that can", "nothing is much faster"
 
 
 def test_a_plan_is_for_two_layers():
@@ -189,8 +226,32 @@ def test_the_wave_efficiency_is_that_of_the_rounds():
         slots = blocks if blocks < S else sms * -(-blocks // sms)
         assert shown.wave_efficiency[gpu] == pytest.approx(S / (-(-S // slots) * slots))
     shown = plan(network(device="cpu", sizes=(784, 512, 10)), 8192, path="R4", gpu="H100")
-    blocks = max(int(np.prod(one.grid)) for one in shown.kernels)
+    (blocks,) = (int(np.prod(one.grid)) for one in shown.kernels if one.name == "general_weight")
     assert shown.wave_efficiency["H100"] == blocks / (-(-blocks // 132) * 132)
+
+
+@pytest.mark.parametrize(("path", "C"), [("R3", 10), ("R4", 10), ("R4", 100)])
+def test_each_launch_computes_with_the_share_of_the_chip_that_it_keeps_busy(path, C):
+    """By hand: X W1 in the first launch, dW1 in the launch of most blocks, and what the output takes."""
+    N, D, H = 300, 784, 64
+    shown = plan(network(device="cpu", sizes=(D, H, C)), N, path=path, gpu="H100")
+    products = {one.name: one.operations for one in shown.kernels}
+    X, output = 2 * N * D * H, 2 * N * H * C
+    if path == "R3":
+        expected = {"pair_forward": X + 3 * output, "pair_backward": X}
+    elif C == 10:  # dZ1 is computed again for every tile along D
+        tiles = -(-D // int(shown.tiling.split("weight ")[1].split("x")[0]))
+        expected = {"general_hidden": X, "general_output": output, "general_weight": X + (1 + tiles) * output}
+    else:
+        expected = {"general_hidden": X, "general_output_wide": 2 * output, "general_weight": X + output}
+    assert {name: count for name, count in products.items() if count} == expected
+    blocks = {one.name: int(np.prod(one.grid)) for one in shown.kernels}
+    shares = {name: n / (-(-n // 132) * 132) for name, n in blocks.items()}
+    seconds = sum(
+        count / (gpus.find_gpu("H100").rate("float32") * shares[name]) for name, count in expected.items()
+    )
+    assert shown.predictions["H100"].arithmetic == pytest.approx(seconds)
+    assert shown.predictions["H100"].utilization == max(shares.values())
 
 
 def test_the_model_adds_up():
@@ -202,6 +263,7 @@ def test_the_model_adds_up():
     layout, gpu = one.layout, gpus.find_gpu("A100")
     assert model.predict(layout, gpu).dram == sum(layout.compulsory.values()) / 1.555e12
     assert model.predict(layout, gpu).arithmetic == pytest.approx(layout.operations / 19.5e12)
+    assert layout.operations == 4 * 50_000 * 784 * 50 + 6 * 50_000 * 50
     captured, launched = model.predict(layout, gpu), model.predict(layout, gpu, captured=False)
     assert launched.seconds - captured.seconds == pytest.approx(2 * (3e-6 - 1.5e-6))
     assert "predicted, not measured" in str(captured)

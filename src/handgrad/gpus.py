@@ -105,7 +105,7 @@ def find_gpu(name: str | Gpu) -> Gpu:
     """The GPU of that name, whatever its case and blanks; ``ValueError`` with the names there are."""
     if isinstance(name, Gpu):
         return name
-    for one in GPUS:
+    for one in GPUS if isinstance(name, str) else ():
         if _plain(one.name) == _plain(name):
             return one
     raise ValueError(f"gpu: expected one of {', '.join(one.name for one in GPUS)}, got {name!r}")

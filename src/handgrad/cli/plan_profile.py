@@ -26,6 +26,8 @@ def _print(out: Console, one: PlanProfile) -> None:
     from rich import box
     from rich.table import Table
 
+    from handgrad.plans import paths
+
     out.print(str(one.plan), markup=False, highlight=False, soft_wrap=True)
     out.print(
         f"\none step of {one.shape} emulated on the CPU: {len(one.launches)} launches, the plan says "
@@ -37,7 +39,11 @@ def _print(out: Console, one: PlanProfile) -> None:
     for heading in ("compulsory", "expected", "requested", "distinct"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in one.buffers.items():
-        differs = row.requested != row.expected
+        differs = row.expected is not None and row.requested != row.expected
         requested = f"[yellow]{row.requested:,}[/yellow]" if differs else f"{row.requested:,}"
-        table.add_row(f"  {name}", f"{row.compulsory:,}", f"{row.expected:,}", requested, f"{row.distinct:,}")
+        planned = ("–" if count is None else f"{count:,}" for count in (row.compulsory, row.expected))
+        table.add_row(f"  {name}", *planned, requested, f"{row.distinct:,}")
     out.print(table)
+    if any(row.expected is None for row in one.buffers.values()):
+        once = "moved once an epoch, or " if one.plan.path == paths.EPOCH else ""
+        out.print(f"  –: {once}a few numbers for each block: not in the plan's formula\n", soft_wrap=True)

@@ -62,7 +62,8 @@ def profile(
         typer.Option(
             "--gpu",
             metavar="NAME",
-            help="Also predict (not measure) the time at best on this GPU: A100, H100, ...; may be repeated.",
+            help="Also predict (not measure) a kernel's time at best on this GPU: A100, H100, ...; may be "
+            "repeated. A plan predicts for every GPU without it.",
         ),
     ] = None,
     folder: KernelsOption = None,
@@ -78,12 +79,21 @@ def profile(
     from handgrad import gpus
     from handgrad.cli.output import console, print_json
     from handgrad.cli.progress import counted
+    from handgrad.plans import paths
     from handgrad.proof import traffic
 
     out = console(as_json)
     by_plan = bool(shape) and not kernels and not full_size and not by_op
     if path is not None and not by_plan:
         raise wrong("--path", "--shape with it, and neither KERNEL nor --by-op", path)
+    if path is not None and path not in paths.NAMES:
+        raise wrong(
+            "--path", f"one of {', '.join(paths.NAMES)}", path, "--by-op profiles the layer functions"
+        )
+    if gpu and by_plan:
+        raise wrong(
+            "--gpu", "KERNEL or --by-op with it", " ".join(gpu), "a plan predicts for every GPU as it is"
+        )
     chosen_gpus = [gpus.find_gpu(name).name for name in gpu or []]
     if by_plan:
         from handgrad.cli import plan_profile

@@ -127,7 +127,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: bytes of dynamic shared memory, and whether all blocks have to be resident at once."""
+    """One launch: bytes of dynamic shared memory, and whether all blocks have to be resident at once.
+
+    ``operations``: 2 for each multiply-add of its products, in one step.
+    """
 
     name: str
     kernel: Kernel
@@ -135,6 +138,7 @@ class Launch:
     block: tuple[int, ...]
     shared: int = 0
     cooperative: bool = False
+    operations: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,8 @@ class Layout:
     """How a path runs a problem.
 
     ``launches``: of one step, of one epoch in R2; ``partitions``: S, from shape and tiling; ``workspace``:
-    name -> bytes; ``compulsory``: buffer -> bytes that any implementation moves in a step; ``requested``:
-    buffer -> bytes that the kernels ask for, by the path's own tile formula; ``operations``: of a step.
+    name -> bytes; ``compulsory``: buffer -> bytes that any implementation of the path moves in a step;
+    ``requested``: buffer -> bytes that the kernels ask for, by the path's own tile formula.
     """
 
     path: str
@@ -154,8 +158,12 @@ class Layout:
     workspace: Mapping[str, int]
     compulsory: Mapping[str, int]
     requested: Mapping[str, int]
-    operations: int
     note: str = ""
+
+    @property
+    def operations(self) -> int:
+        """Of a step."""
+        return sum(one.operations for one in self.launches)
 
 
 @dataclass

@@ -78,6 +78,7 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         (THREADS,),
         shared,
         cooperative=True,
+        operations=4 * N * problem.D * problem.H + 6 * N * problem.H * problem.C,
     )
     workspace = {
         "epoch.partial_Z1": cells.count * N * cells.SH * size * (1 if kept else 2),  # steps take turns
@@ -93,7 +94,6 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         "order": 4 * N,
         "losses": size,
     }
-    H, C = problem.H, problem.C
     return Layout(
         "R2",
         problem,
@@ -103,7 +103,6 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         workspace,
         compulsory,
         requested(problem, cells, launch.grid[0], kept),
-        4 * N * problem.D * H + 6 * N * H * C,
         f"{cells.down} x {cells.across} cells of {cells.SD} columns by {cells.SH} units, "
         f"{'in shared memory' if kept else 'in global memory'}; 2 grid barriers a step",
     )

@@ -36,7 +36,7 @@ from handgrad.ops.two_layer import Layout, Problem, StepArrays
 from handgrad.ops.two_layer_general_geometry import FILE, OUTPUT_PARTITIONS, THREADS, Geometry
 from handgrad.ops.two_layer_general_tiles import FEW, GeneralTiling, refusal_of_precision
 from handgrad.ops.two_layer_general_tiles import tilings as tiles_and_splits
-from handgrad.ops.two_layer_general_traffic import compulsory, operations, requested
+from handgrad.ops.two_layer_general_traffic import compulsory, requested
 
 # ---- the path --------------------------------------------------------------------------------------------
 
@@ -80,7 +80,6 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         workspace={f"general.{name}": count * size for name, count in workspace.items() if count},
         compulsory=compulsory(problem),
         requested=requested(g),
-        operations=operations(g),
         note=(
             f"tiles {g.hidden} of A1, {g.weight} of dW1, {g.chunk} samples a partition; "
             f"dZ1 is {'stored' if g.stores_dZ1 else 'computed for every tile along D'}"

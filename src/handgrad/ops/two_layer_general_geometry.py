@@ -157,9 +157,19 @@ class Geometry:
             return (reduce,)
         hidden = (tiles_of(p.N, self.hidden.BM), tiles_of(p.H, self.hidden.BN))
         name = "general_output_wide" if self.stores_dZ1 else "general_output"
+        weight = (sum(self.weight_tiles), self.partitions)
+        of_X, of_output = 2 * p.N * p.D * p.H, 2 * p.N * p.H * p.C  # operations of one product
+        of_dZ1 = of_output * (0 if self.stores_dZ1 else tiles_of(p.D, self.weight.BM))  # computed again
+        in_output = of_output * (2 if self.stores_dZ1 else 1)
         return (
-            Launch("general_hidden", self.hidden_kernel, hidden, block),
-            Launch(name, self.output_kernel, (self.output_partitions,), block),
-            Launch("general_weight", self.weight_kernel, (sum(self.weight_tiles), self.partitions), block),
+            Launch("general_hidden", self.hidden_kernel, hidden, block, operations=of_X),
+            Launch(name, self.output_kernel, (self.output_partitions,), block, operations=in_output),
+            Launch(
+                "general_weight",
+                self.weight_kernel,
+                weight,
+                block,
+                operations=of_X + of_output + of_dZ1,
+            ),
             reduce,
         )

@@ -81,10 +81,3 @@ def _logits_read(p: Problem) -> int:
         return p.N * p.C * p.itemsize
     passes = {"cross_entropy": 3, "hinge": 2}[p.loss]  # over the columns that no register holds
     return p.N * (32 + passes * max(0, p.C - 32)) * p.itemsize
-
-
-def operations(g: Geometry) -> int:
-    """2 for each multiply-add of the products; dZ1 as often as it is computed."""
-    p = g.problem
-    computed = 1 if g.stores_dZ1 else tiles_of(p.D, g.weight.BM)
-    return 4 * p.N * p.D * p.H + (4 + 2 * computed) * p.N * p.H * p.C

@@ -146,11 +146,14 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
     g = geometry(problem, chosen)
     size, vd = p.itemsize, input_width(p)
     forward, backward = forward_kernel(p, g.forward, vd), backward_kernel(p, g.backward, vd)
-    launches = []
+    launches, of_X = [], 2 * p.N * p.D * p.H  # operations of a product with X
     if g.partitions:
-        launches.append(Launch("pair_forward", forward, (g.partitions,), (THREADS,), g.shared))
+        operations = of_X + 6 * p.N * p.H * p.C
+        launches.append(
+            Launch("pair_forward", forward, (g.partitions,), (THREADS,), g.shared, operations=operations)
+        )
     blocks = g.output_blocks + g.tiles * g.splits
-    launches.append(Launch("pair_backward", backward, (blocks,), (THREADS,)))
+    launches.append(Launch("pair_backward", backward, (blocks,), (THREADS,), operations=of_X))
     P = sum(p.sizes.values())
     states = len(STATES.get(p.rule, ()))
     updated = {"parameters": 2 * P * size, "state": 2 * states * P * size}
@@ -165,7 +168,6 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         workspace={name: int(np.prod(shape)) * of.itemsize for name, shape, of in _buffers(p, g)},
         compulsory={"X": p.N * p.D * p.input_itemsize, "y": p.target_bytes, **updated, "loss": size},
         requested=_requested(p, g),
-        operations=4 * p.N * p.D * p.H + 6 * p.N * p.H * p.C,
         note=f"forward {g.forward}, {g.partitions} partitions of {g.chunk} samples; "
         f"dW1 {g.backward}, {g.splits} splits of {g.split}",
     )

@@ -182,9 +182,12 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         resident = max(1, min(g.tile.blocks, (shared_limit(p.arch) + 1024) // (g.shared + 1024)))
     blocks = min(g.partitions * g.tile.slices, p.sms * resident)
     kernel = kernel_of(p, g.tile, checks.vector_width(np.dtype(p.inputs), p.D))
+    operations = 4 * p.N * p.D * p.H + 6 * p.N * p.H * p.C
     launches = [two_layer_reduce.launch_of(p)]
     if blocks:
-        launches.insert(0, Launch("two_layer_step", kernel, (blocks,), (THREADS,), g.shared))
+        launches.insert(
+            0, Launch("two_layer_step", kernel, (blocks,), (THREADS,), g.shared, operations=operations)
+        )
     S, size = g.partitions, p.itemsize
     states = len(STATES.get(p.rule, ()))
     P = sum(p.sizes.values())
@@ -215,7 +218,6 @@ def lay_out(problem: Problem, tiling: Tiling | None = None) -> Layout:
         workspace={"two_layer.partials": S * p.flat_size * size, "two_layer.loss_partials": S * size},
         compulsory={"X": p.N * p.D * p.input_itemsize, "y": p.target_bytes, **updated, "loss": size},
         requested=requested,
-        operations=4 * p.N * p.D * p.H + 6 * p.N * p.H * p.C,
         note=f"{g.tile.cpp(p.H)}, {g.chunk} samples a partition, {g.buffers} tile(s) of X in shared memory"
         + (f", {g.tile.slices} slices of D" if g.tile.slices > 1 else ""),
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from handgrad.gpus import Gpu, find_gpu
-from handgrad.plans import winners
+from handgrad.ops.optimizer_base import Optimizer, require
+from handgrad.plans import paths, winners
 from handgrad.plans.choice import choose
 from handgrad.plans.description import Plan
 from handgrad.plans.problems import count_of, problem_of
@@ -17,7 +18,6 @@ from handgrad.plans.tuning import Tuned, tune
 
 if TYPE_CHECKING:
     from handgrad.network import MLP
-    from handgrad.ops.optimizer import Optimizer
 
 __all__ = ["Plan", "Tuned", "plan", "tune"]
 
@@ -50,19 +50,33 @@ def plan(
     clip_norm: the gradient is clipped, which takes two launches more and no whole epoch
     epoch: False for single steps, as ``train_step`` takes them, for which there is no R2
 
-    Raises ``ValueError`` in one line for a network of another depth and for names that there are not.
+    Raises ``ValueError`` in one line for a network of another depth, or of ``path="ops"``, which trains
+    without a plan, and for names that there are not; ``TypeError`` for other kinds of arguments.
     """
+    _check(net, optimizer)
     N = count_of("batch_size", batch_size)
     number = N if samples is None else count_of("samples", samples)
     rule = "Store" if clip_norm is not None else "Sgd" if optimizer is None else optimizer.rule
     named = gpu if gpu is not None or net.device.kind != "cpu" else DEFAULT_GPU
     problem = problem_of(net, N, rule=rule, inputs=inputs, gpu=None if named is None else find_gpu(named))
-    asked = path or _named(net)
+    asked = path or net.path
+    if asked == paths.BY_OP:
+        raise ValueError(
+            "path: 'ops' runs the layer functions one after another, without a plan; "
+            f"expected one of {', '.join(paths.NAMES)}"
+        )
+    if clip_norm is not None:
+        require(clip_norm, "clip_norm", "a number above 0", lambda x: x > 0)
     whole = epoch and clip_norm is None
     named_gpu = gpu is not None  # nothing is measured on it
     choice = choose(problem, asked, whole) if named_gpu else winners.decide(net, problem, asked, whole).choice
     return Plan(choice, number, clipped=clip_norm is not None)
 
 
-def _named(net: MLP) -> str | None:
-    return None if net.path == "ops" else net.path
+def _check(net: MLP, optimizer: Optimizer | None) -> None:
+    from handgrad.network import MLP
+
+    if not isinstance(net, MLP):
+        raise TypeError(f"net: expected a network, as MLP([D, H, C]), got {net!r}")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected an SGD, Adam or AdamW object, got {optimizer!r}")

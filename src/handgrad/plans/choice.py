@@ -3,7 +3,8 @@
 1. A path that was asked for by name, where it can.
 2. For whole epochs, R2 where it can and the model predicts it faster than the captured launches of a step, on
    the named GPU of the architecture.
-3. The first of R1, R3, R4 that can.
+3. The first of R1, R3, R4 that can.  Where the model predicts that a later one is much faster, the reason
+   says so; the model knows peaks alone, and measuring (:mod:`handgrad.plans.tuning`) decides.
 
 A precision that none of them can do on this architecture gives way to float32, and the reason says so.
 """
@@ -14,7 +15,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-from handgrad.gpus import Gpu, find_gpu
+from handgrad.gpus import LABEL, Gpu, find_gpu
 from handgrad.ops.tilings import Tiling
 from handgrad.ops.two_layer import Layout, Problem
 from handgrad.plans import model, paths
@@ -24,6 +25,9 @@ STAND_FOR = {
     **dict.fromkeys(("sm_75", "sm_86", "sm_89", "sm_120"), "RTX 4090"),
     **{"sm_80": "A100", "sm_90": "H100", "sm_100": "H100"},
 }
+
+
+FASTER = 1.25  # times, from which on a prediction that favours a later path is worth a word
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,15 @@ def choose(problem: Problem, path: str | None = None, epoch: bool = False) -> Ch
     refusal = refusal_of(problem, paths.EPOCH)
     if refusal:
         return dataclasses.replace(step, reason=f"{step.reason}; R2 cannot: {refusal}")
-    gpu = gpu_like(problem)
-    named = dataclasses.replace(problem, sms=gpu.sms)  # not this very GPU: the choice decides the bits
+    named = _on_named_gpu(problem)
     if refusal_of(named, paths.EPOCH):
         return step
-    fast, slow = (
-        model.predict(lay_out(named, name), gpu).seconds for name in (paths.EPOCH, step.layout.path)
-    )
+    fast, slow = (predicted_seconds(named, name) for name in (paths.EPOCH, step.layout.path))
     slow += model.GATHERS * model.CAPTURED_LAUNCH_SECONDS
     times = f"{fast * 1e6:.1f} against {slow * 1e6:.1f} µs"
-    compared = f"{times} a step of {step.layout.path} with its gathers, captured, on {gpu.name}"
+    compared = f"{times} a step of {step.layout.path} with its gathers, captured, {_where(problem)}"
     if fast < slow:
-        return Choice(
-            lay_out(problem, paths.EPOCH), f"predicted faster: {compared} (predicted, not measured)"
-        )
+        return Choice(lay_out(problem, paths.EPOCH), f"predicted faster: {compared} ({LABEL})")
     return dataclasses.replace(step, reason=f"{step.reason}; R2 is predicted slower: {compared}")
 
 
@@ -92,10 +91,36 @@ def _first_that_can(problem: Problem) -> Choice:
     for name in paths.STEP_ORDER:
         refusal = refusal_of(problem, name)
         if not refusal:
-            reason = "; ".join((*refusals, f"{name} is the first that can"))
-            return Choice(lay_out(problem, name), reason)
+            reason = (*refusals, f"{name} is the first that can", _faster_later(problem, name))
+            return Choice(lay_out(problem, name), "; ".join(filter(None, reason)))
         refusals.append(f"{name} cannot: {refusal}")
     raise NoPath("path: " + "; ".join(refusals))
+
+
+def _faster_later(problem: Problem, path: str) -> str:
+    """Which later path the model predicts :data:`FASTER` times as fast as ``path``; "" where none."""
+    named = _on_named_gpu(problem)
+    later = paths.STEP_ORDER[paths.STEP_ORDER.index(path) + 1 :]
+    times = {name: predicted_seconds(named, name) for name in (path, *later) if not refusal_of(named, name)}
+    best = min(times, key=times.__getitem__, default=path)
+    if path not in times or times[path] < FASTER * times[best]:
+        return ""
+    compared = f"{times[best] * 1e6:.1f} against {times[path] * 1e6:.1f} µs {_where(problem)}"
+    return f"{best} is predicted faster, {compared} ({LABEL}; handgrad.tune measures)"
+
+
+def _on_named_gpu(problem: Problem) -> Problem:
+    """With the multiprocessors of the named GPU, not of this very one: a choice decides the bits."""
+    return dataclasses.replace(problem, sms=gpu_like(problem).sms)
+
+
+def _where(problem: Problem) -> str:
+    return f"on {gpu_like(problem).name}, which stands for {problem.arch}"
+
+
+def predicted_seconds(named: Problem, path: str) -> float:
+    """Of a step, on the named GPU of the architecture."""
+    return model.predict(lay_out(named, path), gpu_like(named)).seconds
 
 
 def refusal_of(problem: Problem, path: str) -> str:

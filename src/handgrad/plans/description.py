@@ -71,7 +71,10 @@ class Plan:
 
     @property
     def partitions(self) -> int:
-        """S: parts of the batch whose gradients are summed in order; from the shape and the tiling alone."""
+        """S: parts whose sums are added in order, of the batch (R2: of the columns of X).
+
+        From the shape and the tiling alone.
+        """
         return self.layout.partitions
 
     @property
@@ -81,7 +84,8 @@ class Plan:
 
     @property
     def traffic(self) -> dict[str, dict[str, int]]:
-        """Buffer -> bytes of a step: ``compulsory`` for any implementation, ``expected`` of these kernels."""
+        """Buffer -> bytes of a step: ``compulsory`` for any implementation of the path, ``expected`` of these
+        kernels."""
         compulsory, expected = (_folded(one) for one in (self.layout.compulsory, self.layout.requested))
         return {
             name: {"compulsory": compulsory.get(name, 0), "expected": expected.get(name, 0)}
@@ -162,9 +166,10 @@ class Plan:
                 )
             )
             lines.append(f"    {one.name}: {sizes}")
-        lines.append("  bytes a step   compulsory      expected")
+        width = max(map(len, (*self.traffic, "bytes a step")))
+        lines.append(f"    {'bytes a step':<{width}}{'compulsory':>15}{'expected':>15}")
         lines += [
-            f"    {name:<12}{row['compulsory']:>13,}{row['expected']:>14,}"
+            f"    {name:<{width}}{row['compulsory']:>15,}{row['expected']:>15,}"
             for name, row in self.traffic.items()
         ]
         lines.append(f"  a step ({LABEL}), and how full the rounds of blocks are")

@@ -2,10 +2,11 @@
 
 ::
 
-    step = max(DRAM, L2, arithmetic) / utilization + launches * launch cost + barriers * barrier cost
+    step = max(DRAM / u, L2 / u, arithmetic) + launches * launch cost + barriers * barrier cost
 
     DRAM = compulsory bytes / bandwidth          L2 = requested bytes / (64 bytes * clock * multiprocessors)
-    arithmetic = operations / rate               utilization: the share of the chip that the blocks keep busy
+    arithmetic = sum over the launches of operations / (rate * v)
+    v: the share of the chip that the blocks of a launch keep busy; u: the largest v of a step
 
 R2's are those of the block that has most to do, on a multiprocessor of its own.
 
@@ -34,7 +35,11 @@ GATHERS = 2  # launches that pick a batch's rows out of X and y
 
 @dataclass(frozen=True)
 class StepTime:
-    """A predicted time of one step and its parts, in seconds.  As text it says that it is predicted."""
+    """A predicted time of one step and its parts, in seconds.  As text it says that it is predicted.
+
+    ``dram``, ``l2``: with the whole chip; ``utilization``: the share of it that moves them; ``arithmetic``:
+    with the shares that the launches keep busy.
+    """
 
     gpu: Gpu
     dram: float
@@ -47,7 +52,8 @@ class StepTime:
     @property
     def seconds(self) -> float:
         """Of one step."""
-        return max(self.dram, self.l2, self.arithmetic) / self.utilization + self.launches + self.barriers
+        moving = max(self.dram, self.l2) / self.utilization
+        return max(moving, self.arithmetic) + self.launches + self.barriers
 
     @property
     def bound(self) -> str:
@@ -55,7 +61,7 @@ class StepTime:
         parts = {
             "DRAM": self.dram / self.utilization,
             "L2": self.l2 / self.utilization,
-            "arithmetic": self.arithmetic / self.utilization,
+            "arithmetic": self.arithmetic,
             "launches": self.launches,
             "barriers": self.barriers,
         }
@@ -76,14 +82,17 @@ def predict(layout: Layout, gpu: Gpu | str, captured: bool = True) -> StepTime:
     if layout.path == paths.EPOCH:
         return _of_an_epoch(layout, chosen)
     launch = CAPTURED_LAUNCH_SECONDS if captured else chosen.launch_seconds
+    shares, rate = launch_shares(layout), chosen.rate(layout.problem.precision)
     return StepTime(
         chosen,
         dram=sum(layout.compulsory.values()) / chosen.bandwidth,
         l2=sum(layout.requested.values()) / (L2_BYTES_PER_CLOCK * chosen.clock * chosen.sms),
-        arithmetic=layout.operations / chosen.rate(layout.problem.precision),
+        arithmetic=sum(
+            one.operations / (rate * share) for one, share in zip(layout.launches, shares, strict=True)
+        ),
         launches=len(layout.launches) * launch,
         barriers=0.0,
-        utilization=utilization(layout),
+        utilization=max(shares),
     )
 
 
@@ -103,23 +112,23 @@ def _of_an_epoch(layout: Layout, gpu: Gpu) -> StepTime:
     )
 
 
-def utilization(layout: Layout) -> float:
-    """The share of the chip that a step keeps busy, in (0, 1]: its launch with the most blocks."""
-    return wave_efficiency(layout)
+def launch_shares(layout: Layout) -> tuple[float, ...]:
+    """Of each launch, what part of its rounds of blocks does work: pieces / (rounds * slots), in (0, 1].
+
+    The pieces of R1's first launch are its S partitions, and a slot is a block's place: as many blocks loop
+    over them as the GPU holds.  Those of the others are their blocks, one a multiprocessor.
+    """
+    pieces = [math.prod(one.grid) for one in layout.launches]
+    slots = [layout.problem.sms] * len(pieces)
+    if layout.path == "R1" and len(pieces) > 1:
+        pieces[0], slots[0] = layout.partitions, resident_blocks(layout)
+    return tuple(n / (-(-n // places) * places) for n, places in zip(pieces, slots, strict=True))
 
 
 def wave_efficiency(layout: Layout) -> float:
-    """What part of the rounds of blocks does work: pieces / (rounds * slots), a slot being a block's place.
-
-    R1's pieces are its S partitions, over which as many blocks loop as the GPU holds; the others' are the
-    blocks of the launch that has most, one a multiprocessor.
-    """
-    sms = layout.problem.sms
-    if layout.path == "R1":
-        pieces, slots = layout.partitions, resident_blocks(layout)
-    else:
-        pieces, slots = max(math.prod(one.grid) for one in layout.launches), sms
-    return pieces / (-(-pieces // slots) * slots)
+    """That of the launch with most operations."""
+    shares = launch_shares(layout)
+    return shares[max(range(len(shares)), key=lambda i: layout.launches[i].operations)]
 
 
 def resident_blocks(layout: Layout) -> int:

@@ -27,10 +27,10 @@ BUFFERS = {"x": "X", "w": "parameters", "state1": "state", "state2": "state", "l
 
 @dataclass(frozen=True)
 class BufferTraffic:
-    """Bytes of one buffer in a step."""
+    """Bytes of one buffer in a step; None where the plan's formula leaves it out."""
 
-    compulsory: int
-    expected: int
+    compulsory: int | None
+    expected: int | None
     requested: int
     distinct: int
 
@@ -60,8 +60,8 @@ class PlanProfile:
         planned = self.plan.traffic
         return {
             name: BufferTraffic(
-                planned.get(name, {}).get("compulsory", 0),
-                planned.get(name, {}).get("expected", 0),
+                planned.get(name, {}).get("compulsory"),
+                planned.get(name, {}).get("expected"),
                 *counted.get(name, (0, 0)),
             )
             for name in dict.fromkeys((*planned, *counted))

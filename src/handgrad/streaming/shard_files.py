@@ -81,7 +81,11 @@ def open_shards(folder: Path) -> tuple[Pair, Pair | None]:
     parts: dict[str, list[Pair]] = {}
     for part in ("train", "test"):
         for number, entry in enumerate(index.get(part, [])):
-            parts.setdefault(part, []).append(_open_shard(folder, f"{path}: {part}[{number}]", entry, last))
+            try:
+                pair = _open_shard(folder, entry, last)
+            except DataError as error:
+                raise DataError(f"{path}: {part}[{number}]: {error}") from None
+            parts.setdefault(part, []).append(pair)
     for pair in (pair for pairs in parts.values() for pair in pairs):
         for rows, first in zip(pair, parts["train"][0], strict=True):
             if (rows.row_shape, rows.dtype) != (first.row_shape, first.dtype):
@@ -141,11 +145,11 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _open_shard(folder: Path, place: str, entry: dict[str, Any], last: _LastRead) -> Pair:
+def _open_shard(folder: Path, entry: dict[str, Any], last: _LastRead) -> Pair:
     rows = entry.get("rows")
     pair: Pair
     if "npz" in entry:
-        path = _inside(folder, place, entry["npz"])
+        path = _inside(folder, entry["npz"])
         arrays = last.read(path)
         X, y = (
             ArchiveRows(path, key, len(arrays[key]), arrays[key].shape[1:], arrays[key].dtype, last)
@@ -154,25 +158,22 @@ def _open_shard(folder: Path, place: str, entry: dict[str, Any], last: _LastRead
         pair = X, y
     else:
         pair = (
-            open_npy(_inside(folder, place, entry.get("X"))),
-            open_npy(_inside(folder, place, entry.get("y"))),
+            open_npy(_inside(folder, entry.get("X"))),
+            open_npy(_inside(folder, entry.get("y"))),
         )
     if not pair[0].count == pair[1].count == rows:
         raise DataError(
-            f"{place}: {rows} rows, but X has {pair[0].count} and y {pair[1].count}; write the index again"
+            f"{str(rows)[:30]} rows, but X has {pair[0].count} and y {pair[1].count}; write the index again"
         )
     return pair
 
 
-def _inside(folder: Path, place: str, name: Any) -> Path:
+def _inside(folder: Path, name: Any) -> Path:
     """The file ``name`` of ``folder``: a name alone, so that no index leads out of its directory."""
     is_name = isinstance(name, str) and 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
     if not is_name or not name.isprintable() or name != Path(name).name or "\\" in name:
-        raise DataError(f"{place}: expected the name of a file beside the index, got {str(name)[:60]!r}")
-    try:
-        return existing_file(folder / name)
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"expected the name of a file beside the index, got {str(name)[:60]!r}")
+    return existing_file(folder / name)
 
 
 def _X_and_y(path: Path, stored: list[str]) -> dict[str, str]:
