@@ -97,3 +97,8 @@ def test_changed_files_are_noticed(digits):
     line = refused("train", "--resume", "run")
     assert "the files changed" in line
     assert handgrad("evaluate", "run", "--device", "cpu").exit_code == 0
+    y_test = np.load("y_test.npy")
+    y_test[7] = 12
+    np.save("y_test.npy", y_test)
+    line = refused("evaluate", "run", "--device", "cpu")
+    assert "y_test.npy: row 7 is label 12, but the network has 10 classes, 0 to 9; give data" in line

@@ -130,7 +130,7 @@ def _network_of(
 ) -> tuple[MLP, Dataset, str, Path | None]:
     from handgrad import checkpoint
     from handgrad.cli import run_directory
-    from handgrad.cli.data import check_inputs, test_part
+    from handgrad.cli.data import test_part
 
     given = [name for name, value in words.items() if value is not None]
     given += [name for name, value in reading.items() if value not in (None, choices.Task.auto)]
@@ -142,8 +142,7 @@ def _network_of(
         remedy = "give --data, or the run's folder"
         raise wrong("--data", "a data set with a bare weights file", "none", remedy)
     net = checkpoint.load(weights, device=device)
-    chosen, which = test_part(data, config, streamed=False)
-    check_inputs(net, chosen)
+    chosen, which = test_part(net, data, config, streamed=False)
     return net, chosen, which, directory.path if directory is not None else None
 
 
