@@ -68,7 +68,8 @@ def test_shards_are_trained_on_evaluated_and_gone_on_with(digits):
     again = report("train", "--resume", "shards")
     assert again["test_loss"] == whole["test_loss"]
     assert bits("shards") == bits("npy")
-    assert report("evaluate", "shards", "--device", "cpu")["samples"] == 500
+    for named in ((), ("--data", "set"), ("--data", Path("set").absolute())):
+        assert report("evaluate", "shards", *named, "--device", "cpu")["samples"] == 500
 
 
 def test_a_streamed_run_on_two_ranks(digits):

@@ -108,14 +108,15 @@ def _test_part(
 ) -> tuple[Any, str]:
     described = config.get("data", {})
     own = described.get("spec")
-    if described.get("stream") and data in (None, own):
+    is_own = own is not None and (data is None or absolute(data) == own)
+    if is_own and described.get("stream"):
         opened = open_stream(own, **targets, block_rows=described["block_rows"])
         held_out = with_scale_of(config, opened.test)
         if streamed or len(held_out) <= READ_ROWS:
             return held_out if streamed else held_out.in_memory(), "the test part of the run's data"
         first = held_out.head(READ_ROWS).in_memory()
         return first, f"the first {READ_ROWS:,} samples of the test part of the run's data"
-    if own is not None and (data is None or absolute(data) == own):
+    if is_own:
         return load(own, **_target_column(own, config), **targets).test, f"the test part of {own}"
     assert data is not None
     split = load(data, test_fraction=0.0, **_target_column(data, config), **targets)
