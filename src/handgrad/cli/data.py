@@ -32,11 +32,15 @@ def training_data(
     task: str,
     classes: int | None,
     limit: int | None,
+    test_fraction: float = 0.2,
 ) -> Split:
-    """Both parts of ``data``, or the first ``limit`` samples of each."""
+    """Both parts of ``data``, or the first ``limit`` samples of each.
+
+    Where there is no test part, ``test_fraction`` of the samples is held out; of 0 the test part is empty.
+    """
     if target is not None and not data.lower().endswith(".csv"):
         raise wrong("--target", "a column of a .csv", target, f"{data} has none; leave it out")
-    split = load(data, target=target, task=str(task), classes=classes)
+    split = load(data, target=target, task=str(task), classes=classes, test_fraction=test_fraction)
     if limit is None:
         return split
     return Split(split.train.head(limit), split.test.head(limit))

@@ -119,7 +119,7 @@ def _new_network(
     from handgrad.cli.network import build_network
 
     spec = data or "mnist-subset"
-    split = training_data(spec, limit=None, **reading)
+    split = training_data(spec, limit=None, test_fraction=0.0, **reading)  # nothing is trained
     net = build_network(split.train, **words, device=device, seed=seed)
     part, which = (split.test, "the test part of") if len(split.test) else (split.train, "all samples of")
     return net, part, f"{which} {spec}"
