@@ -142,6 +142,11 @@ def test_regression_has_a_loss_alone(run):
     assert found["accuracy"] is None
     assert found["confusion"] is None
     assert not Path("line/confusion.png").exists()
+    assert refused("evaluate", "line", "--picture", "line.png", "--device", "cpu") == (
+        "error: --picture: expected none with a regression, which has no confusion matrix, got line.png; "
+        "leave it out"
+    )
+    assert not Path("line.png").exists()
     succeeds("predict", "line", "line.csv", "--out", "y.csv", "--device", "cpu")
     rows = list(csv.reader(Path("y.csv").read_text().splitlines()))
     assert rows[0] == ["sample", "y0"]

@@ -57,6 +57,9 @@ def evaluate(
         )
     with kernels_from(kernels):
         net = checkpoint.load(weights, device=device)
+        if picture is not None and net.loss_name == "mse":
+            expected = "none with a regression, which has no confusion matrix"
+            raise wrong("--picture", expected, picture, "leave it out")
         samples, which = test_part(net, data, config, streamed=True)
         if limit is None and data is None:
             limit = config["data"]["limit"]
