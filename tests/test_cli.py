@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import handgrad, process, refused, succeeds
+from command_line import handgrad, process, refused, report, succeeds
 
 import handgrad as hg
 from handgrad.cli import choices, errors, output
@@ -204,3 +204,17 @@ def test_json_has_neither_nan_nor_foreign_types(capsys):
         "d": "x",
         "e": [None, None],
     }
+
+
+def test_a_number_between_colons_is_printed_as_it_stands(tmp_path, monkeypatch):
+    """Rich would print ":100:" as an emoji."""
+    monkeypatch.chdir(tmp_path)
+    text = succeeds(
+        "train", "--limit", "64", "--epochs", "1", "--no-plot", "--device", "cpu", "--out", ":100:/r"
+    )
+    assert "the run is in :100:/r; look closer with: handgrad evaluate :100:/r" in text
+    mutants = report("kernels", "mutate", "--list")["mutants"]
+    places = [f"{m['file']}:100:{m['column']}  " for m in mutants if m["line"] == 100]
+    listing = succeeds("kernels", "mutate", "--list")
+    assert places
+    assert [place for place in places if place not in listing] == []

@@ -142,10 +142,49 @@ def test_regression_has_a_loss_alone(run):
     assert found["accuracy"] is None
     assert found["confusion"] is None
     assert not Path("line/confusion.png").exists()
+    assert refused("evaluate", "line", "--picture", "line.png", "--device", "cpu") == (
+        "error: --picture: expected none with a regression, which has no confusion matrix, got line.png; "
+        "leave it out"
+    )
+    assert not Path("line.png").exists()
     succeeds("predict", "line", "line.csv", "--out", "y.csv", "--device", "cpu")
     rows = list(csv.reader(Path("y.csv").read_text().splitlines()))
     assert rows[0] == ["sample", "y0"]
     assert len(rows) == 51
+
+
+@pytest.mark.parametrize("label", [14, -1, 1.5])
+@pytest.mark.parametrize("verb", ["evaluate", "explain"])
+def test_a_label_that_the_network_lacks_is_told_without_options_that_there_are_not(run, verb, label):
+    np.savez("other.npz", X=datasets.load().test.X[:5], y=np.array([0, 1, 2, 3, label]))
+    named = "1.5" if label == 1.5 else f"label {label}"
+    assert refused(verb, run, "--data", "other.npz", "--device", "cpu") == (
+        f"error: other.npz: y: row 4 is {named}, but the network has 10 classes, 0 to 9; "
+        "give data like that of the training"
+    )
+
+
+def test_samples_need_not_show_every_class(run):
+    test = datasets.load().test
+    sevens = np.flatnonzero(test.y == 7)[:20]
+    np.savez("sevens.npz", X=test.X[sevens], y=test.y[sevens])
+    found = report("evaluate", run, "--data", "sevens.npz", "--device", "cpu")
+    assert found["accuracy"] == np.mean(probabilities(run, test.X[sevens] / 255).argmax(axis=1) == 7)
+    assert found["class_accuracy"] == [found["accuracy"] if label == 7 else None for label in range(10)]
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_whole_numbers_are_numbers_to_a_network_of_numbers(run, loss):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((30, 2)), rng.random(30)
+    np.savez("floats.npz", X=X, y=y)
+    options = ("--no-plot", "--quiet", "--device", "cpu")
+    succeeds("train", "--data", "floats.npz", "--loss", loss, "--epochs", "2", *options, "--out", "numbers")
+    whole = np.ones(30, int) if loss == "bce" else 5 * np.arange(30)
+    np.savez("whole.npz", X=X, y=whole)
+    np.savez("same.npz", X=X, y=whole.astype(float))
+    found = report("evaluate", "numbers", "--data", "whole.npz", "--device", "cpu")
+    assert found["loss"] == report("evaluate", "numbers", "--data", "same.npz", "--device", "cpu")["loss"]
 
 
 def test_predictions_agree_with_numpy(run):

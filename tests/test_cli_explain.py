@@ -57,6 +57,22 @@ def test_the_verb_explains_a_run(folder):
     assert (bare["loss"], bare["picture"]) == (found["loss"], None)
 
 
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv"])
+def test_a_new_network_sees_all_of_data_without_a_test_part(folder, kind, count):
+    X = np.random.default_rng(0).standard_normal((count, 3))
+    y = np.arange(count) * 2 // count  # sorted: of mapped files no test part could be held out
+    np.save("X.npy", X)
+    np.save("y.npy", y)
+    np.savez("d.npz", X=X, y=y)
+    np.savetxt("d.csv", np.column_stack([X, y]), delimiter=",", fmt="%.17g")
+    spec = "X.npy,y.npy" if kind == "npy" else f"d.{kind}"
+    found = report("explain", "--data", spec, "--classes", "2", "--device", "cpu", "--hidden", "4")
+    assert (found["samples"], found["data"]) == (count, f"all samples of {spec}")
+    net = MLP([3, 4, 2], loss="cross_entropy", device="cpu")
+    assert found["loss"] == pytest.approx(explain(net, X.astype("float32"), y).loss, rel=1e-6)
+
+
 def test_the_verb_warns_of_unscaled_data(folder):
     rng = np.random.default_rng(0)
     np.savez("raw.npz", X=1000 * rng.normal(size=(40, 3)), y=rng.normal(size=40))

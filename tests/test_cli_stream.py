@@ -68,7 +68,8 @@ def test_shards_are_trained_on_evaluated_and_gone_on_with(digits):
     again = report("train", "--resume", "shards")
     assert again["test_loss"] == whole["test_loss"]
     assert bits("shards") == bits("npy")
-    assert report("evaluate", "shards", "--device", "cpu")["samples"] == 500
+    for named in ((), ("--data", "set"), ("--data", Path("set").absolute())):
+        assert report("evaluate", "shards", *named, "--device", "cpu")["samples"] == 500
 
 
 def test_a_streamed_run_on_two_ranks(digits):
@@ -97,3 +98,8 @@ def test_changed_files_are_noticed(digits):
     line = refused("train", "--resume", "run")
     assert "the files changed" in line
     assert handgrad("evaluate", "run", "--device", "cpu").exit_code == 0
+    y_test = np.load("y_test.npy")
+    y_test[7] = 12
+    np.save("y_test.npy", y_test)
+    line = refused("evaluate", "run", "--device", "cpu")
+    assert "y_test.npy: row 7 is label 12, but the network has 10 classes, 0 to 9; give data" in line

@@ -96,6 +96,42 @@ def test_names_that_are_no_parameters_are_refused():
             hg.to_torch({name: np.ones((2, 2))})
 
 
+NET = MLP(SIZES, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("convert", "given", "message"),
+    [
+        (hg.to_torch, NET, "to_torch: expected parameters by name, got MLP; give net.parameters"),
+        (hg.to_torch, {1: np.ones(2)}, "to_torch: expected names as keys, got 1; give net.parameters"),
+        (hg.to_torch, {"W1": None}, "to_torch: W1: expected an array, got None"),
+        (hg.from_torch, NET, "from_torch: expected a state dict, got MLP; give module.state_dict()"),
+        (
+            hg.from_torch,
+            [("0.weight", np.ones((2, 2)))],
+            "from_torch: expected a state dict, got list; give module.state_dict()",
+        ),
+        (
+            hg.from_torch,
+            {0: np.ones((2, 2))},
+            "from_torch: expected names as keys, got 0; give module.state_dict()",
+        ),
+        (hg.from_torch, {"0.weight": None}, "from_torch: 0.weight: expected an array, got None"),
+    ],
+)
+def test_what_is_no_dict_of_arrays_is_refused_in_a_line(convert, given, message):
+    with pytest.raises(TypeError) as raised:
+        convert(given)
+    assert str(raised.value) == message
+
+
+def test_parameters_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"^to_torch: W1: expected shape \(in, out\), got \(3,\)$"):
+        hg.to_torch({"W1": np.ones(3)})
+    with pytest.raises(ValueError, match=r"^to_torch: b2: expected shape \(out,\), got \(3, 2\)$"):
+        hg.to_torch({"b2": np.ones((3, 2))})
+
+
 # ---- live ------------------------------------------------------------------------------------------------
 
 

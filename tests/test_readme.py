@@ -1,4 +1,4 @@
-"""README's examples run as they stand, and what it points at exists."""
+"""README's examples run as they stand, and what it points at exists; the documents' data sets exist."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from small_networks import needs_compiler
 
+from handgrad import datasets
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEXT = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
@@ -31,3 +34,11 @@ def test_links_lead_somewhere():
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
     assert targets
     assert [target for target in targets if not (CHECKOUT / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_data_sets_that_a_command_names_can_be_loaded(document):
+    """But for files (a dot) and names in capitals, which stand for the reader's own."""
+    for spec in re.findall(r"--data ([^\s`]+)", document.read_text(encoding="utf-8")):
+        if "." not in spec and not spec.isupper():
+            assert len(datasets.load(spec).train)

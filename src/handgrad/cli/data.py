@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from handgrad.cli.errors import wrong
-from handgrad.datasets import DataError, Dataset, Split, load, load_features
+from handgrad.cli.network import LABEL_LOSSES
+from handgrad.datasets import DataError, Dataset, LabelError, Split, load, load_features
 from handgrad.streaming import Stream, open_stream
 from handgrad.streaming.stream import StreamSplit
 
@@ -30,11 +32,15 @@ def training_data(
     task: str,
     classes: int | None,
     limit: int | None,
+    test_fraction: float = 0.2,
 ) -> Split:
-    """Both parts of ``data``, or the first ``limit`` samples of each."""
+    """Both parts of ``data``, or the first ``limit`` samples of each.
+
+    Where there is no test part, ``test_fraction`` of the samples is held out; of 0 the test part is empty.
+    """
     if target is not None and not data.lower().endswith(".csv"):
         raise wrong("--target", "a column of a .csv", target, f"{data} has none; leave it out")
-    split = load(data, target=target, task=str(task), classes=classes)
+    split = load(data, target=target, task=str(task), classes=classes, test_fraction=test_fraction)
     if limit is None:
         return split
     return Split(split.train.head(limit), split.test.head(limit))
@@ -73,25 +79,51 @@ def _rows(samples: Dataset, rows: NDArray[np.intp]) -> Dataset:
     return replace(samples, X=samples.X[rows], y=samples.y[rows])
 
 
-def test_part(data: str | None, config: Mapping[str, Any], *, streamed: bool) -> tuple[Any, str]:
-    """The samples to evaluate on, and in words which they are.
+def test_part(net: MLP, data: str | None, config: Mapping[str, Any], *, streamed: bool) -> tuple[Any, str]:
+    """The samples to evaluate ``net`` on, and in words which they are.
 
     The data of the run itself, and data with a test part: the test part.  Other data: all samples.  Of a run
-    that was streamed, a stream if the caller takes one (``streamed``), else the first samples.
+    that was streamed, a stream if the caller takes one (``streamed``), else the first samples.  The network
+    tells labels from numbers, and how many classes there are: the samples need not show all of them.
     """
+    targets: dict[str, Any] = {"task": "regression"}
+    if net.loss_name in LABEL_LOSSES:
+        targets = {"task": "classification", "classes": net.sizes[-1]}
+    with labels_for(net):
+        chosen, which = _test_part(data, config, targets, streamed)
+    check_inputs(net, chosen)
+    return chosen, which
+
+
+@contextlib.contextmanager
+def labels_for(net: MLP) -> Iterator[None]:
+    """A label that ``net`` lacks is told so: the remedies of a training are no options elsewhere."""
+    try:
+        yield
+    except LabelError as error:
+        raise DataError(
+            f"{error.found}, but the network has {net.sizes[-1]} classes, 0 to {net.sizes[-1] - 1}; "
+            "give data like that of the training"
+        ) from None
+
+
+def _test_part(
+    data: str | None, config: Mapping[str, Any], targets: dict[str, Any], streamed: bool
+) -> tuple[Any, str]:
     described = config.get("data", {})
     own = described.get("spec")
-    if described.get("stream") and data in (None, own):
-        options = {key: described[key] for key in ("task", "classes", "block_rows")}
-        held_out = with_scale_of(config, open_stream(own, **options).test)
+    is_own = own is not None and (data is None or absolute(data) == own)
+    if is_own and described.get("stream"):
+        opened = open_stream(own, **targets, block_rows=described["block_rows"])
+        held_out = with_scale_of(config, opened.test)
         if streamed or len(held_out) <= READ_ROWS:
             return held_out if streamed else held_out.in_memory(), "the test part of the run's data"
         first = held_out.head(READ_ROWS).in_memory()
         return first, f"the first {READ_ROWS:,} samples of the test part of the run's data"
-    if own is not None and (data is None or absolute(data) == own):
-        return load(own, **load_options(config)).test, f"the test part of {own}"
+    if is_own:
+        return load(own, **_target_column(own, config), **targets).test, f"the test part of {own}"
     assert data is not None
-    split = load(data, test_fraction=0.0, **_options_for(data, config))
+    split = load(data, test_fraction=0.0, **_target_column(data, config), **targets)
     if len(split.test):
         return with_scale_of(config, split.test), f"the test part of {data}"
     return with_scale_of(config, split.train), f"all samples of {data}"
@@ -132,12 +164,6 @@ def absolute(spec: str) -> str:
     return ",".join(str(Path(part.strip()).expanduser().resolve()) for part in spec.split(","))
 
 
-def load_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How the run read its data: the arguments of :func:`handgrad.datasets.load`."""
-    described = config.get("data", {})
-    return {key: described[key] for key in ("target", "task", "classes") if described.get(key) is not None}
-
-
 Part = TypeVar("Part", Dataset, Stream)
 
 
@@ -149,8 +175,7 @@ def with_scale_of(config: Mapping[str, Any], samples: Part) -> Part:
     return replace(samples, scale=float(described["scale"]), shift=float(described["shift"]))
 
 
-def _options_for(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    options = load_options(config)
-    if not data.lower().endswith(".csv"):
-        options.pop("target", None)
-    return options
+def _target_column(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own choice of a target column, where ``data`` has columns to choose from."""
+    target = config.get("data", {}).get("target")
+    return {"target": target} if target is not None and data.lower().endswith(".csv") else {}

@@ -43,7 +43,7 @@ def evaluate(
     """
     from handgrad import checkpoint, plots, training
     from handgrad.cli import run_directory
-    from handgrad.cli.data import check_inputs, test_part
+    from handgrad.cli.data import labels_for, test_part
     from handgrad.cli.output import console, print_json, short_path
 
     out = console(as_json)
@@ -57,12 +57,15 @@ def evaluate(
         )
     with kernels_from(kernels):
         net = checkpoint.load(weights, device=device)
-        samples, which = test_part(data, config, streamed=True)
+        if picture is not None and net.loss_name == "mse":
+            expected = "none with a regression, which has no confusion matrix"
+            raise wrong("--picture", expected, picture, "leave it out")
+        samples, which = test_part(net, data, config, streamed=True)
         if limit is None and data is None:
             limit = config["data"]["limit"]
         samples = samples if limit is None else samples.head(limit)
-        check_inputs(net, samples)
-        found = training.evaluate(net, samples)
+        with labels_for(net):  # of a stream they are read here
+            found = training.evaluate(net, samples)
     report: dict[str, Any] = {
         "run": str(run),
         "data": which,

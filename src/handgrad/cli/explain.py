@@ -119,7 +119,7 @@ def _new_network(
     from handgrad.cli.network import build_network
 
     spec = data or "mnist-subset"
-    split = training_data(spec, limit=None, **reading)
+    split = training_data(spec, limit=None, test_fraction=0.0, **reading)  # nothing is trained
     net = build_network(split.train, **words, device=device, seed=seed)
     part, which = (split.test, "the test part of") if len(split.test) else (split.train, "all samples of")
     return net, part, f"{which} {spec}"
@@ -130,7 +130,7 @@ def _network_of(
 ) -> tuple[MLP, Dataset, str, Path | None]:
     from handgrad import checkpoint
     from handgrad.cli import run_directory
-    from handgrad.cli.data import check_inputs, test_part
+    from handgrad.cli.data import test_part
 
     given = [name for name, value in words.items() if value is not None]
     given += [name for name, value in reading.items() if value not in (None, choices.Task.auto)]
@@ -142,8 +142,7 @@ def _network_of(
         remedy = "give --data, or the run's folder"
         raise wrong("--data", "a data set with a bare weights file", "none", remedy)
     net = checkpoint.load(weights, device=device)
-    chosen, which = test_part(data, config, streamed=False)
-    check_inputs(net, chosen)
+    chosen, which = test_part(net, data, config, streamed=False)
     return net, chosen, which, directory.path if directory is not None else None
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def console(as_json: bool = False, silent: bool = False) -> Console:
-    """A console on stdout, or on stderr where stdout is kept for the JSON object; or a silent one."""
+    """A console on stdout, or on stderr where stdout is kept for the JSON object; or a silent one.
+
+    No emoji: Rich would print the line number of ``linear.cu:100:32`` as a picture.
+    """
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -29,7 +32,7 @@ def console(as_json: bool = False, silent: bool = False) -> Console:
         return Console(quiet=True, file=io.StringIO())
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120
-    return PipeConsole(file=stream, highlight=False, soft_wrap=False, width=width)
+    return PipeConsole(file=stream, highlight=False, emoji=False, soft_wrap=False, width=width)
 
 
 def print_json(report: Mapping[str, Any]) -> None:

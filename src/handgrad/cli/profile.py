@@ -55,7 +55,7 @@ def profile(
         bool, typer.Option("--by-op", help="With --shape: the layer functions one by one, not the plan.")
     ] = False,
     full_size: Annotated[
-        bool, typer.Option("--full-size", help="The README's steps themselves: a few minutes.")
+        bool, typer.Option("--full-size", help="The README's steps themselves: a minute or two.")
     ] = False,
     gpu: Annotated[
         list[str] | None,

@@ -141,7 +141,7 @@ def _print(out: Console, verdicts: Sequence[Verdict], detectors: Sequence[str]) 
             subject = "" if named else f"{verdict.kernel}: "
             replay = f"; replay it with --seed {finding.seed}" if finding.seed is not None else ""
             text = f"{verdict.detector}: {subject}{finding.message} ({finding.setting}){replay}"
-            out.print(f"[red]found[/red] {escape(text)}", soft_wrap=True, emoji=False)
+            out.print(f"[red]found[/red] {escape(text)}", soft_wrap=True)
     runs = sum(verdict.runs for verdict in verdicts)
     out.print(f"{count} findings in {len(by_kernel)} kernels, {runs} runs, {WHERE}")
 

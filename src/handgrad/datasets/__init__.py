@@ -26,13 +26,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from handgrad.datasets.csv_file import read_csv
-from handgrad.datasets.dataset import EMBEDDED, Array, DataError, Dataset, Split, existing_file
+from handgrad.datasets.dataset import (
+    EMBEDDED,
+    Array,
+    DataError,
+    Dataset,
+    LabelError,
+    Split,
+    existing_file,
+)
 from handgrad.datasets.features import load_features
 from handgrad.datasets.idx import read_directory
 from handgrad.datasets.numpy_files import map_npy, part_keys, read_npz
 from handgrad.datasets.parts import Options, Part, array_part, assemble
 
-__all__ = ["EMBEDDED", "DataError", "Dataset", "Split", "load", "load_features"]
+__all__ = ["EMBEDDED", "DataError", "Dataset", "LabelError", "Split", "load", "load_features"]
 
 _SPECS = "mnist-subset, a directory with the four IDX files, FILE.npz, FILE.csv or X.npy,y.npy"
 

@@ -17,6 +17,14 @@ class DataError(ValueError):
     """A data set that cannot be used; the message is one line that names file, place and remedy."""
 
 
+class LabelError(DataError):
+    """A target that is no label of the classes there are; ``found`` is its place and value in words."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(f"{found}, {expected}")
+        self.found = found
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Samples and their targets.

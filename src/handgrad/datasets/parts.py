@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from handgrad.datasets.dataset import Array, DataError, Dataset, Split
+from handgrad.datasets.dataset import Array, DataError, Dataset, LabelError, Split
 
 SCAN_BYTES = 8 << 20  # a scan over the data holds this much of it at a time
 TASKS = ("auto", "classification", "regression")
@@ -177,15 +177,15 @@ def checked_targets(part: Part, task: str) -> Array:
         whole = np.isfinite(y) & (y == np.floor(y))
         if not whole.all():
             row = int(np.argmin(whole))
-            raise DataError(
-                f"{part.y_place(row, 0)} is {y[row]}, expected a whole number as label; "
-                'number the classes 0, 1, 2, … or say task="regression"'
+            raise LabelError(
+                f"{part.y_place(row, 0)} is {y[row]}",
+                'expected a whole number as label; number the classes 0, 1, 2, … or say task="regression"',
             )
     for row in (int(y.argmin()), int(y.argmax())):
         if not 0 <= y[row] < 2**31:
-            raise DataError(
-                f"{part.y_place(row, 0)} is label {y[row]:.0f}, out of range; "
-                'number the classes 0, 1, 2, … or say task="regression"'
+            raise LabelError(
+                f"{part.y_place(row, 0)} is label {y[row]:.0f}",
+                'out of range; number the classes 0, 1, 2, … or say task="regression"',
             )
     return y.astype(np.int64)
 
@@ -202,9 +202,9 @@ def count_classes(parts: list[Part], labels: list[Array], classes: int | None) -
         row = int(y.argmax())
         if y[row] >= count:
             remedy = "give classes=" + str(int(y[row]) + 1) if classes is None else "or give more classes"
-            raise DataError(
-                f"{part.y_place(row, 0)} is label {y[row]}, out of range 0 to {count - 1}; "
-                f"correct it {'or ' if classes is None else ''}{remedy}"
+            raise LabelError(
+                f"{part.y_place(row, 0)} is label {y[row]}",
+                f"out of range 0 to {count - 1}; correct it {'or ' if classes is None else ''}{remedy}",
             )
     if classes is not None:
         return count

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from handgrad.datasets import DataError
+from handgrad.datasets import DataError, LabelError
 from handgrad.datasets.dataset import Array, Dataset
 from handgrad.datasets.digest import BLOCKS
 from handgrad.datasets.idx import FILES, file_names
@@ -85,9 +85,9 @@ class Stream:
         labels = y.reshape(rows)
         if rows and not 0 <= labels.min() <= labels.max() < self.classes:
             row = int(np.flatnonzero((labels < 0) | (labels >= self.classes))[0])
-            raise DataError(
-                f"{self.targets.name}: row {begin + row} is label {labels[row]}, out of range 0 to "
-                f"{self.classes - 1}; correct it or give more classes"
+            raise LabelError(
+                f"{self.targets.name}: row {begin + row} is label {labels[row]}",
+                f"out of range 0 to {self.classes - 1}; correct it or give more classes",
             )
         return X, labels.astype(np.int64)
 
@@ -182,7 +182,9 @@ def _classes(targets: Rows, classes: int | None) -> int:
     if low < 0 or high >= 2**31 or (classes is None and high == 0):
         raise DataError(f"{targets.name}: labels from {low} to {high}; number the classes 0, 1, 2, …")
     if classes is not None and high >= classes:
-        raise DataError(f"{targets.name}: label {high}, out of range 0 to {classes - 1}; give more classes")
+        raise LabelError(
+            f"{targets.name}: label {high}", f"out of range 0 to {classes - 1}; give more classes"
+        )
     return classes or high + 1
 
 
