@@ -62,6 +62,21 @@ def test_a_right_file(write: Any) -> None:
     )
 
 
+def test_a_right_file_that_returns_lists(write: Any) -> None:
+    text = RIGHT.replace("return {", "found = {") + "    return {k: v.tolist() for k, v in found.items()}\n"
+    result = handgrad("diagnose", write(text))
+    assert result.exit_code == 0, result.stdout
+    assert "different gradients" not in result.stdout
+
+
+def test_a_file_whose_second_call_raises(write: Any) -> None:
+    text = RIGHT.replace("    Z1 =", "    assert not calls\n    calls.append(1)\n    Z1 =", 1)
+    result = handgrad("diagnose", write("calls = []\n" + text))
+    assert result.exit_code == 0, result.stdout
+    assert "A second call of your function on the same data raised AssertionError, at line" in result.stdout
+    assert "assert not calls" in result.stdout
+
+
 def test_a_wrong_file(write: Any) -> None:
     result = handgrad("diagnose", write(NO_MASK))
     assert result.exit_code == 1

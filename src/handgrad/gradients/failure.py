@@ -35,6 +35,11 @@ class Failure:
         return cls(**values, shapes=shapes)
 
     @property
+    def raised(self) -> str:
+        """``KeyError: 'w1'``."""
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+    @property
     def where(self) -> str:
         """``line 7 of my.py, in backward: dW1 = X @ dZ1 (X is (23, 7), dZ1 is (23, 11))``."""
         place = f"line {self.line} of {self.file}" + (f", in {self.function}" if self.function else "")
@@ -108,8 +113,7 @@ def explained(failure: Failure) -> Cause:
         )
         at = f", at {failure.where}" if failure.line else ""
         return Cause("unknown", (), float("nan"), 0.99, f"{says[:1].upper()}{says[1:]}{at}", "")
-    raised = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    explanation = f"{says}. It raised {raised}, at {failure.where}"
+    explanation = f"{says}. It raised {failure.raised}, at {failure.where}"
     return Cause(id, (), float("nan"), confidence, explanation, correction)
 
 

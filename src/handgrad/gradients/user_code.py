@@ -140,9 +140,11 @@ def _ran(answer: Mapping[str, Any], arrays: Mapping[str, Floats], output: str) -
         name: None if name in described["none"] else arrays[f"value:{name}"] for name in described["order"]
     }
     values: Any = list(by_name.values()) if described["positional"] else by_name
+    again = answer["raised_again"]
+    raised_again = Failure.from_dict(dict(again)) if again else None
     names = ("activation", "output", "loss", "reduction", "layout", "lr", "weight_decay")
     return Ran(
-        Called(values, None, answer["repeated"], list(answer["changed"])),
+        Called(values, None, answer["repeated"], raised_again, list(answer["changed"])),
         {name: answer[name] for name in names},
         arrays["X"],
         arrays["y"],

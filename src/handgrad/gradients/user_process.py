@@ -76,7 +76,9 @@ def _run(request: Mapping[str, Any], answer: dict[str, Any], arrays: dict[str, A
     called = call(function, X, y, right, layout, request["file"])
     answer["function"] = function.__name__
     answer["repeated"], answer["changed"] = called.repeated, called.changed
-    answer["failure"] = called.failure.to_dict() if called.failure else None
+    for name in ("failure", "raised_again"):
+        failure = getattr(called, name)
+        answer[name] = failure.to_dict() if failure else None
     arrays["X"], arrays["y"] = _host(X), _host(y)
     arrays |= {f"parameter:{name}": value for name, value in right.items()}
     if called.failure is None:
