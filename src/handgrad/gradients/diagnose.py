@@ -8,7 +8,7 @@ Test: ``tests/test_diagnose.py``; every mistake as a literal wrong pass: ``tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,9 +102,9 @@ def of_call(called: Called, attempt: Attempt, problem: Problem, layout: str | No
     return found
 
 
-def of_failure(failure: Failure) -> Diagnosis:
+def of_failure(failure: Failure, notes: Sequence[str] = ()) -> Diagnosis:
     """The diagnosis of code that raised before it gave a gradient."""
-    return Diagnosis(False, {}, [explained(failure)])
+    return Diagnosis(False, {}, [explained(failure)], notes=notes)
 
 
 def examine(
