@@ -116,6 +116,13 @@ def test_a_constant_without_a_name_is_given_as_a_number(n: Network) -> None:
     assert found.causes[0].confidence < 0.8
 
 
+@pytest.mark.parametrize(("factor", "amount"), [(2.0, "2 times"), (0.5, "½ = 0.5 times")])
+def test_a_number_is_printed_once(n: Network, factor: float, amount: str) -> None:
+    found = found_in(n, right(n) | {"b2": factor * right(n)["b2"]})
+    assert ids(found)[0] == "scale"
+    assert f"db2 is {amount} the right gradient" in found.causes[0].explanation
+
+
 def test_the_update_in_place_of_the_gradient(n: Network) -> None:
     found = found_in(n, {name: -0.25 * value for name, value in right(n).items()}, lr=0.25)
     assert ids(found)[0] == "scale"

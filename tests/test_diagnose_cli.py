@@ -10,21 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import handgrad, refused
-from diagnosed import PARAMETERS
+from diagnosed import PARAMETERS, RIGHT
 from wrong_backward import Network, backward, draw
 
-RIGHT = """
-import numpy as np
-
-def backward(X, y, params):
-    Z1 = X @ params["W1"] + params["b1"]
-    A1 = np.maximum(Z1, 0)
-    Y = A1 @ params["W2"] + params["b2"]
-    dY = 2 * (Y - y) / y.size
-    dA1 = dY @ params["W2"].T
-    dZ1 = dA1 * (Z1 > 0)
-    return {"W1": X.T @ dZ1, "b1": dZ1.sum(0), "W2": A1.T @ dY, "b2": dY.sum(0)}
-"""
 NO_MASK = RIGHT.replace(" * (Z1 > 0)", "")
 
 
@@ -60,6 +48,21 @@ def test_a_right_file(write: Any) -> None:
     assert (
         "Assumed, as not stated: activation relu, output identity, loss mse, reduction mean." in result.stdout
     )
+
+
+def test_a_right_file_that_returns_lists(write: Any) -> None:
+    text = RIGHT.replace("return {", "found = {") + "    return {k: v.tolist() for k, v in found.items()}\n"
+    result = handgrad("diagnose", write(text))
+    assert result.exit_code == 0, result.stdout
+    assert "different gradients" not in result.stdout
+
+
+def test_a_file_whose_second_call_raises(write: Any) -> None:
+    text = RIGHT.replace("    Z1 =", "    assert not calls\n    calls.append(1)\n    Z1 =", 1)
+    result = handgrad("diagnose", write("calls = []\n" + text))
+    assert result.exit_code == 0, result.stdout
+    assert "A second call of your function on the same data raised AssertionError, at line" in result.stdout
+    assert "assert not calls" in result.stdout
 
 
 def test_a_wrong_file(write: Any) -> None:

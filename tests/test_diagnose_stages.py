@@ -11,6 +11,7 @@ from diagnosed import PARAMETERS, found_in, net_of
 from wrong_backward import Network, backward, draw
 
 from handgrad.gradients import Diagnosis, diagnose
+from handgrad.gradients.function import call
 
 
 @pytest.fixture
@@ -132,6 +133,95 @@ def test_gradients_that_add_up_over_calls(n: Network) -> None:
     doubled = diagnose(lambda *args: {k: 2 * v for k, v in layers(*args).items()}, net_of(n), n.X, n.y)
     assert ids(doubled)[0] == "factor-two"
     assert doubled.causes[0].confidence > 0.85, "a second call that gives the same speaks against not-zeroed"
+
+
+DIFFERENT = "Two calls of your function on the same data gave different gradients."
+
+
+def _nan(gradients: Any) -> Any:
+    return gradients | {"W1": np.where(np.eye(7, 11) > 0, np.nan, gradients["W1"])}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda gradients: {name: value.tolist() for name, value in gradients.items()},
+        lambda gradients: [value.tolist() for value in gradients.values()],
+        lambda gradients: {name: np.zeros_like(value) for name, value in gradients.items()},
+        lambda gradients: gradients | {"W2": np.zeros((11, 3))},
+        lambda gradients: gradients | {"b2": None},
+        lambda gradients: {name: 1e-170 * value for name, value in gradients.items()},
+        lambda gradients: {name: 1e170 * value for name, value in gradients.items()},
+        _nan,
+        lambda gradients: {name: np.full_like(value, np.nan) for name, value in gradients.items()},
+        lambda gradients: {name: np.where(value > 0, np.inf, value) for name, value in gradients.items()},
+    ],
+)
+def test_a_function_that_gives_the_same_twice_is_not_said_to_differ(n: Network, form: Any) -> None:
+    assert call(lambda *given: form(layers(*given)), n.X, n.y, n.parameters, None).repeated == 1
+    found = diagnose(lambda *given: form(layers(*given)), net_of(n), n.X, n.y)
+    assert not any("second call" in note.lower() or note == DIFFERENT for note in found.notes)
+    assert not any(cause.id == "not-zeroed" and not cause.alternative for cause in found.causes)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda g: g | {"b1": g["b1"] + np.arange(11)},
+        lambda g: g | {"b1": (g["b1"] + np.arange(11)).tolist()},
+        lambda g: g | {"b1": np.full(11, np.nan)},
+        lambda g: g | {"b1": g["b1"][:, None]},
+        lambda g: g | {"b1": None},
+        lambda g: {"W1": g["W1"]},
+        lambda g: {name: -value for name, value in g.items()},
+        lambda g: {name: value / 2 for name, value in g.items()},
+        lambda g: {name: 0 * value for name, value in g.items()},
+    ],
+)
+def test_a_function_that_gives_something_else_the_second_time(n: Network, second: Any) -> None:
+    calls: list[int] = []
+
+    def function(X: Any, y: Any, params: Any) -> Any:
+        calls.append(1)
+        gradients = layers(X, y, params)
+        return gradients if len(calls) == 1 else second(gradients)
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert found.correct
+    assert DIFFERENT in found.notes
+
+
+def test_a_second_call_that_raises_is_told_as_that(n: Network) -> None:
+    calls: list[int] = []
+
+    def function(X: Any, y: Any, params: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("called twice")
+        return layers(X, y, params)
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert found.correct
+    assert DIFFERENT not in found.notes
+    assert "A second call of your function on the same data raised RuntimeError: called twice" in str(found)
+
+
+def test_what_is_no_number_is_not_compared(n: Network) -> None:
+    called = call(lambda X, y, params: {"W1": object()}, n.X, n.y, n.parameters, None)
+    assert called.repeated is None
+
+
+def test_a_loss_beside_the_gradients_does_not_hide_that_they_add_up(n: Network) -> None:
+    total: dict[str, Any] = {}
+
+    def function(X: Any, y: Any, params: Any) -> Any:
+        for name, value in layers(X, y, params).items():
+            total[name] = total.get(name, 0) + value
+        return np.float64(0.25), total
+
+    assert ids(diagnose(function, net_of(n), n.X, n.y)) == ["not-zeroed"]
 
 
 def test_a_function_that_updates_in_place(n: Network) -> None:

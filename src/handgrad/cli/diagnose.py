@@ -12,6 +12,10 @@ from handgrad.cli.errors import FAILED, wrong
 from handgrad.cli.options import JsonOption
 
 LINES_SHOWN = 20  # of what the person's file printed
+FLOAT_Y = (
+    "The file sets neither y nor loss, so y was drawn as floats (N, C), as mse takes it. If your loss takes "
+    "integer labels, pass --loss cross_entropy (or hinge), or set y in the file."
+)
 
 if TYPE_CHECKING:
     from handgrad.gradients.attempt import Attempt
@@ -46,7 +50,10 @@ def diagnose(
     loss: Annotated[
         str | None,
         typer.Option(
-            "--loss", metavar="LOSS", help="mse, bce, cross_entropy or hinge. Default: from y's dtype."
+            "--loss",
+            metavar="LOSS",
+            help="mse, bce, cross_entropy or hinge. Default: cross_entropy where y is a vector of integer "
+            "labels, else mse; mse where the file sets no y.",
         ),
     ] = None,
     reduction: Annotated[
@@ -79,13 +86,18 @@ def diagnose(
     not set are random, with distinct sizes. It runs in a process of its own.
     """
     from handgrad.cli.output import console, print_json
-    from handgrad.gradients.settings import Settings
+    from handgrad.gradients.attempt import checked_layout
+    from handgrad.gradients.settings import Settings, check_numbers
 
     out = console(as_json)
     if not timeout > 0:
         raise wrong("--timeout", "a number above 0", timeout)
     settings = Settings(activation, output, loss, reduction)
     numbers = Numbers(lr, weight_decay)
+    settings.check()  # before the file is run: else an exception of the file would hide a wrong option
+    check_numbers(lr, weight_decay)
+    if layout is not None:
+        checked_layout(layout)
     if target.lower().endswith(".npz"):
         found = _of_archive(_existing(Path(target)), settings, layout, numbers)
     else:
@@ -170,7 +182,7 @@ def _of_file(
     if ran.problem:
         raise ValueError(f"{path.name}: {ran.problem}")
     if ran.called.failure is not None:
-        return of_failure(ran.called.failure)
+        return of_failure(ran.called.failure, [FLOAT_Y] if ran.float_y else [])
     assert ran.X is not None
     assert ran.y is not None
 

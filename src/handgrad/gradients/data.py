@@ -8,6 +8,7 @@ import numpy as np
 
 from handgrad.arrays import to_numpy
 from handgrad.gradients.attempt import as_float64
+from handgrad.gradients.settings import check_numbers
 from handgrad.gradients.staged import Floats, Problem
 from handgrad.network import MLP
 from handgrad.ops.loss import ELEMENTWISE
@@ -17,10 +18,7 @@ def problem_of(net: MLP, X: Any, y: Any, lr: float | None, weight_decay: float) 
     """Checked and converted; ``ValueError`` names the argument, what was expected and what came."""
     if not isinstance(net, MLP):
         raise TypeError(f"net: expected a handgrad.MLP, got {type(net).__name__}")
-    if lr is not None and not 0 < lr < np.inf:
-        raise ValueError(f"lr: expected a finite number above 0, got {lr}")
-    if not 0 <= weight_decay < np.inf:
-        raise ValueError(f"weight_decay: expected a finite number, 0 or above, got {weight_decay}")
+    check_numbers(lr, weight_decay)
     parameters = {name: np.array(to_numpy(view), dtype=np.float64) for name, view in net.parameters.items()}
     for name, value in parameters.items():
         _require_finite(f"net.parameters[{name!r}]", value)

@@ -8,7 +8,7 @@ Test: ``tests/test_diagnose.py``; every mistake as a literal wrong pass: ``tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,11 +74,21 @@ def of_call(called: Called, attempt: Attempt, problem: Problem, layout: str | No
             f"Your function changes {names} in place. The gradient must be finished before the update."
         )
     repeated = called.repeated
-    found = examine(attempt, problem, layout, accumulates=repeated is not None and repeated > GROWS)
-    if repeated is None:
+    accumulates = None if repeated is None else repeated > GROWS
+    found = examine(attempt, problem, layout, accumulates)
+    note = ""
+    if called.raised_again is not None:
+        raised = called.raised_again
+        note = f"A second call of your function on the same data raised {raised.raised}, at {raised.where}."
+    elif repeated is not None and not accumulates and not repeated >= 1 / GROWS:
         note = "Two calls of your function on the same data gave different gradients."
+    if note:
         return replace(found, notes=[*found.notes, note])
-    if repeated > GROWS and not any(cause.id == "not-zeroed" for cause in found.causes):
+    if (
+        repeated is not None
+        and repeated > GROWS
+        and not any(cause.id == "not-zeroed" for cause in found.causes)
+    ):
         cause = Cause(
             "not-zeroed",
             tuple(problem.parameters),
@@ -92,9 +102,9 @@ def of_call(called: Called, attempt: Attempt, problem: Problem, layout: str | No
     return found
 
 
-def of_failure(failure: Failure) -> Diagnosis:
+def of_failure(failure: Failure, notes: Sequence[str] = ()) -> Diagnosis:
     """The diagnosis of code that raised before it gave a gradient."""
-    return Diagnosis(False, {}, [explained(failure)])
+    return Diagnosis(False, {}, [explained(failure)], notes=notes)
 
 
 def examine(

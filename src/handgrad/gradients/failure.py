@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import linecache
 import re
-import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from types import TracebackType
 from typing import Any
 
+from handgrad.gradients.operation import Operation, operation_of
 from handgrad.gradients.report import Cause
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Where the person's code raised what; ``shapes`` are those of the arrays named on that line."""
+    """Where the person's code raised what.
+
+    ``shapes`` are those of the arrays named on that line, ``operation`` is the one that raised, if known.
+    """
 
     type: str
     message: str
@@ -23,6 +28,7 @@ class Failure:
     source: str
     function: str = ""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    operation: Operation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -32,7 +38,14 @@ class Failure:
     def from_dict(cls, values: dict[str, Any]) -> Failure:
         """From what :meth:`to_dict` gave."""
         shapes = {name: tuple(shape) for name, shape in values.pop("shapes", {}).items()}
-        return cls(**values, shapes=shapes)
+        operation = values.pop("operation", None)
+        known = Operation.from_dict(operation) if operation else None
+        return cls(**values, shapes=shapes, operation=known)
+
+    @property
+    def raised(self) -> str:
+        """``KeyError: 'w1'``."""
+        return f"{self.type}: {self.message}" if self.message else self.type
 
     @property
     def where(self) -> str:
@@ -45,10 +58,10 @@ class Failure:
 def failure_of(error: BaseException, file: str | None = None) -> Failure:
     """The failure as seen from the innermost frame of the person's file (else the innermost outside of
     installed libraries)."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = [pair for pair in frames if file is not None and pair[0].f_code.co_filename == file]
+    frames = list(_frames(error.__traceback__))
+    own = [one for one in frames if file is not None and one.tb_frame.f_code.co_filename == file]
     if not own:
-        own = [pair for pair in frames if not _library(pair[0].f_code.co_filename)] or frames
+        own = [one for one in frames if not _library(one.tb_frame.f_code.co_filename)] or frames
     if isinstance(error, SyntaxError) and error.filename:
         return Failure(
             "SyntaxError",
@@ -59,8 +72,9 @@ def failure_of(error: BaseException, file: str | None = None) -> Failure:
         )
     if not own:
         return Failure(type(error).__name__, str(error), "?", 0, "")
-    frame, line = own[-1]
+    frame, line = own[-1].tb_frame, own[-1].tb_lineno
     code = frame.f_code
+    linecache.checkcache(code.co_filename)  # it may have been edited since another failure
     source = linecache.getline(code.co_filename, line).strip()
     return Failure(
         type(error).__name__,
@@ -70,7 +84,14 @@ def failure_of(error: BaseException, file: str | None = None) -> Failure:
         source,
         "" if code.co_name == "<module>" else code.co_name,
         _shapes(source, {**frame.f_globals, **frame.f_locals}),
+        operation_of(own[-1], str(error)) if isinstance(error, (ValueError, RuntimeError)) else None,
     )
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
 
 
 def _library(filename: str) -> bool:
@@ -93,7 +114,7 @@ def _shapes(source: str, names: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def explained(failure: Failure) -> Cause:
     """The cause, named where the exception and its line allow it."""
-    for rule in (_shape_for_count, _instance_called, _product):
+    for rule in (_shape_for_count, _instance_called, _matrix_product, _broadcast):
         found = rule(failure)
         if found is not None:
             id, says, correction, confidence = found
@@ -108,8 +129,7 @@ def explained(failure: Failure) -> Cause:
         )
         at = f", at {failure.where}" if failure.line else ""
         return Cause("unknown", (), float("nan"), 0.99, f"{says[:1].upper()}{says[1:]}{at}", "")
-    raised = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    explanation = f"{says}. It raised {raised}, at {failure.where}"
+    explanation = f"{says}. It raised {failure.raised}, at {failure.where}"
     return Cause(id, (), float("nan"), confidence, explanation, correction)
 
 
@@ -156,30 +176,40 @@ def _instance_called(failure: Failure) -> _Named | None:
     return None
 
 
-def _product(failure: Failure) -> _Named | None:
-    """Shapes that a product refuses: operands swapped, or an elementwise product for a matrix product."""
+def _matrix_product(failure: Failure) -> _Named | None:
+    """Shapes that a matrix product refuses: an operand is not transposed, or they are swapped."""
     message = failure.message
+    if not ("matmul" in message or "not aligned" in message or "cannot be multiplied" in message):
+        return None
     pair = _refused_shapes(failure)
-    if "matmul" in message or "not aligned" in message or "cannot be multiplied" in message:
-        if pair and pair[0] and pair[1] and pair[0][0] == pair[1][0]:
-            says = f"A matrix product of {pair[0]} and {pair[1]}: both have the samples in rows, so the first"
-            return "transposed", f"{says} operand must be transposed", "dW = A.T @ dZ", 0.8
-        says = "The operands of a matrix product do not fit: one is not transposed, or they are swapped"
-        return "transposed", says, "dW = A.T @ dZ;  dA = dZ @ W.T", 0.7
-    if "broadcast" in message or "must match the size of tensor" in message:
-        if pair and pair[0] and pair[1] and "*" in failure.source and pair[0][-1] == pair[1][0]:
-            says = (
-                f"An elementwise product of {pair[0]} and {pair[1]}, which fit a matrix product: @ is meant"
-            )
-            return "elementwise-for-matmul", says, re.sub(r"(?<!\*)\*(?!\*)", "@", failure.source), 0.8
-        if pair and "*" in failure.source:
-            says = f"An elementwise product of {pair[0]} and {pair[1]}, whose shapes do not fit"
-            return "elementwise-for-matmul", f"{says}: @ is meant", "dW = A.T @ dZ;  dA = dZ @ W.T", 0.6
-    return None
+    if pair and pair[0] and pair[1] and pair[0][0] == pair[1][0]:
+        says = f"A matrix product of {pair[0]} and {pair[1]}: both have the samples in rows, so the first"
+        return "transposed", f"{says} operand must be transposed", "dW = A.T @ dZ", 0.8
+    says = "The operands of a matrix product do not fit: one is not transposed, or they are swapped"
+    return "transposed", says, "dW = A.T @ dZ;  dA = dZ @ W.T", 0.7
+
+
+def _broadcast(failure: Failure) -> _Named | None:
+    """Shapes that an elementwise operator refuses: a matrix product is meant, a transpose, or neither."""
+    if not re.search(r"broadcast|must match the size of tensor", failure.message):
+        return None
+    done = failure.operation
+    if done is None:
+        return None
+    if done.transposed:
+        says = f"{done.sizes}, each the other's shape transposed: one has a .T too many, or one too few"
+        product = done.elementwise_product and not done.masked
+        return "transposed", says + ("; or @ is meant" if product else ""), done.untransposed, 0.8
+    if done.elementwise_product and done.fits_matmul and not done.masked:
+        says = f"An elementwise product, but {done.sizes}, which fit a matrix product: @ is meant"
+        return "elementwise-for-matmul", says, done.matmul, 0.8
+    return "unknown", f"The operands of {done.operator} do not fit: {done.sizes}", "", 0.99
 
 
 def _refused_shapes(failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The two shapes of the message, or of the line's only product."""
+    """The two shapes of the matrix product that raised, of the message, or of the line's first product."""
+    if failure.operation is not None and failure.operation.matrix_product:
+        return failure.operation.shapes
     shapes = re.findall(r"\((\d+(?:, ?\d+)*,?)\)", failure.message)
     if len(shapes) >= 2:
         first, second = (tuple(int(n) for n in re.findall(r"\d+", text)) for text in shapes[:2])

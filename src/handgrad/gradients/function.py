@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handgrad.gradients.attempt import as_float64
 from handgrad.gradients.failure import Failure, failure_of
 
 
@@ -18,13 +20,15 @@ class Called:
     """What two calls on the same data gave.
 
     ``repeated`` is the factor from the first result to the second: 1 where they are equal, 2 where gradients
-    add up; None where it is no one number or was not tried.  ``changed`` names parameters that the function
-    changed in place.
+    add up, nan where they differ by no one number; None where it is not known: the second call raised
+    (``raised_again``), or the results are no numbers.  ``changed`` names parameters that the function changed
+    in place.
     """
 
     values: Any = None
     failure: Failure | None = None
     repeated: float | None = None
+    raised_again: Failure | None = None
     changed: list[str] = field(default_factory=list)
 
 
@@ -52,7 +56,7 @@ def call(
             if attempt == 0:
                 called.failure = failure_of(error, file)
                 return called
-            break
+            called.raised_again = failure_of(error, file)
         if attempt == 0:
             called.changed = [name for name in stored if not np.array_equal(before[name], _host(given[name]))]
             results[0] = _frozen(results[0])
@@ -101,27 +105,49 @@ def _frozen(values: Any) -> Any:
 
 
 def _factor(first: Any, second: Any) -> float | None:
-    """The constant c with second = c · first in every array; None where there is none."""
+    """The constant c with second = c · first in every array: 1 where all are 0 or equal, NaN for NaN.
+
+    nan where there is no such constant; None where something is no array of numbers.
+    """
+    before, after = _gradients(first), _gradients(second)
+    if before.keys() != after.keys():
+        return math.nan
     factors: list[float] = []
-    for a, b in _pairs(first, second):
-        if a.shape != b.shape:
-            return None
-        if not np.any(a) and not np.any(b):
+    for name, value in before.items():
+        if value is None or after[name] is None:
+            if value is not after[name]:
+                return math.nan
             continue
-        c = float((a * b).sum() / ((a * a).sum() or 1.0))
-        if not np.allclose(b, c * a, rtol=1e-3, atol=1e-6 * float(np.abs(a).max(initial=0.0))):
+        try:
+            a, b = (as_float64(array, str(name))[0] for array in (value, after[name]))
+        except (TypeError, ValueError, RuntimeError):
             return None
-        factors.append(c)
-    return factors[0] if factors and np.allclose(factors, factors[0], rtol=1e-3) else None
+        if a.shape != b.shape:
+            return math.nan
+        finite = np.isfinite(a)
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+            return math.nan
+        if np.any(a[finite]) or np.any(b[finite]):
+            factors.append(_ratio(a[finite], b[finite]))
+    if not factors:
+        return 1.0
+    return factors[0] if np.allclose(factors, factors[0], rtol=1e-3) else math.nan
 
 
-def _pairs(first: Any, second: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """The arrays of both results, place by place."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        for name in first.keys() & second.keys():
-            yield from _pairs(first[name], second[name])
-    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        for a, b in zip(first, second, strict=False):
-            yield from _pairs(a, b)
-    elif hasattr(first, "shape") and hasattr(second, "shape"):
-        yield np.asarray(_host(first), dtype=np.float64), np.asarray(_host(second), dtype=np.float64)
+def _ratio(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """c with b = c · a, both finite; nan where there is none."""
+    scale = float(np.abs(a).max()) or 1.0
+    with np.errstate(over="ignore"):
+        a, b = a / scale, b / scale  # of order 1, so that no square overflows or vanishes
+    c = float((a * b).sum() / ((a * a).sum() or 1.0))
+    return c if np.allclose(b, c * a, rtol=1e-3, atol=1e-6) else math.nan
+
+
+def _gradients(values: Any) -> Mapping[Any, Any]:
+    """The gradients by name or place, without a loss beside them."""
+    if isinstance(values, Mapping):
+        return values
+    if not isinstance(values, (list, tuple)):
+        return {0: values}
+    dicts = [item for item in values if isinstance(item, Mapping)]
+    return dicts[0] if len(dicts) == 1 else dict(enumerate(values))

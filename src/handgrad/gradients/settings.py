@@ -29,6 +29,21 @@ class Settings:
     loss: str | None = None
     reduction: str | None = None
 
+    def check(self) -> None:
+        """``ValueError`` for a stated word that is unknown, or an output that the loss does not take."""
+        known = {
+            "activation": activation_op.NAMES,
+            "output": activation_op.NAMES,
+            "loss": loss_op.NAMES,
+            "reduction": loss_op.REDUCTIONS,
+        }
+        for name, words in known.items():
+            stated = getattr(self, name)
+            if stated is not None and stated not in words:
+                raise ValueError(f"{name}: expected one of {', '.join(words)}, got {stated!r}")
+        if self.loss is not None and self.output is not None:
+            loss_op.check_names(self.loss, self.output, self.reduction or DEFAULTS["reduction"])
+
     def completed(self, y: Floats, C: int) -> Settings:
         """Every field set: relu, identity, mean; cross_entropy for labels of several classes, else mse."""
         labels = y.dtype.kind in "iu" and y.ndim == 1 and C > 1
@@ -72,6 +87,14 @@ class Settings:
         """These, and ``other`` where these are not stated."""
         stated = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(other, **stated)
+
+
+def check_numbers(lr: float | None, weight_decay: float | None) -> None:
+    """``ValueError`` for a learning rate or a weight decay that is none; None is not stated."""
+    if lr is not None and not 0 < lr < np.inf:
+        raise ValueError(f"lr: expected a finite number above 0, got {lr}")
+    if weight_decay is not None and not 0 <= weight_decay < np.inf:
+        raise ValueError(f"weight_decay: expected a finite number, 0 or above, got {weight_decay}")
 
 
 def layout_of_weights(parameters: Mapping[str, Floats], inputs: int | None) -> str:

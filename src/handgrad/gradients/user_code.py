@@ -33,7 +33,8 @@ class Ran:
 
     ``problem`` is a wrong call: the file lacks what it must have.  ``called.failure`` is an exception of the
     file, a time-out or a crash.  ``settings`` holds activation, output, loss, reduction, layout, lr,
-    weight_decay, None where they were not set; parameters are (in, out).
+    weight_decay, None where they were not set; parameters are (in, out).  ``float_y`` says that y was drawn
+    as floats, since the file sets neither y nor a loss.
     """
 
     called: Called
@@ -41,6 +42,7 @@ class Ran:
     X: Floats | None = None
     y: Floats | None = None
     parameters: dict[str, Floats] = field(default_factory=dict)
+    float_y: bool = False
     unit: float = 0.0
     torch: bool = False
     output: str = ""
@@ -134,20 +136,24 @@ def _ran(answer: Mapping[str, Any], arrays: Mapping[str, Floats], output: str) -
     if answer.get("wrong"):
         return Ran(Called(), output=output, problem=str(answer["wrong"]))
     if answer.get("failure"):
-        return Ran(Called(failure=Failure.from_dict(dict(answer["failure"]))), output=output)
+        failure = Failure.from_dict(dict(answer["failure"]))
+        float_y = answer.get("y_drawn", False) and answer["loss"] is None
+        return Ran(Called(failure=failure), output=output, float_y=float_y)
     described = answer["values"]
     by_name = {
         name: None if name in described["none"] else arrays[f"value:{name}"] for name in described["order"]
     }
     values: Any = list(by_name.values()) if described["positional"] else by_name
+    again = answer["raised_again"]
+    raised_again = Failure.from_dict(dict(again)) if again else None
     names = ("activation", "output", "loss", "reduction", "layout", "lr", "weight_decay")
     return Ran(
-        Called(values, None, answer["repeated"], list(answer["changed"])),
+        Called(values, None, answer["repeated"], raised_again, list(answer["changed"])),
         {name: answer[name] for name in names},
         arrays["X"],
         arrays["y"],
         {name.partition(":")[2]: array for name, array in arrays.items() if name.startswith("parameter:")},
-        float(described["unit"]),
-        bool(described["torch"]),
-        output,
+        unit=float(described["unit"]),
+        torch=bool(described["torch"]),
+        output=output,
     )

@@ -27,7 +27,7 @@ import numpy as np
 from handgrad.gradients.attempt import as_float64, checked_layout
 from handgrad.gradients.failure import failure_of
 from handgrad.gradients.function import call
-from handgrad.gradients.settings import layout_of_weights
+from handgrad.gradients.settings import Settings, check_numbers, layout_of_weights
 
 FUNCTIONS = ("backward", "gradients", "grads", "gradient")
 SIZES = (23, 7, 11, 3)  # N, D, H, C: distinct, so that a shape tells which is which
@@ -65,6 +65,11 @@ def _run(request: Mapping[str, Any], answer: dict[str, Any], arrays: dict[str, A
         if isinstance(value, ModuleType) or callable(value):
             value = None  # a function called `loss` is no setting
         answer[name] = value if value is None or isinstance(value, str) else float(value)
+    try:
+        Settings(**{name: answer[name] for name in SETTINGS}).check()
+        check_numbers(answer["lr"], answer["weight_decay"])
+    except ValueError as error:
+        raise WrongFile(str(error)) from error
     function = _function(module, request["function"])
     X, y, parameters = _data(module, answer)
     layout = _stated_layout(answer) or _weights_layout(parameters, X)
@@ -74,9 +79,12 @@ def _run(request: Mapping[str, Any], answer: dict[str, Any], arrays: dict[str, A
         for name, value in parameters.items()
     }
     called = call(function, X, y, right, layout, request["file"])
+    answer["y_drawn"] = getattr(module, "y", None) is None
     answer["function"] = function.__name__
     answer["repeated"], answer["changed"] = called.repeated, called.changed
-    answer["failure"] = called.failure.to_dict() if called.failure else None
+    for name in ("failure", "raised_again"):
+        failure = getattr(called, name)
+        answer[name] = failure.to_dict() if failure else None
     arrays["X"], arrays["y"] = _host(X), _host(y)
     arrays |= {f"parameter:{name}": value for name, value in right.items()}
     if called.failure is None:

@@ -213,7 +213,8 @@ def _short_batch_words(problem: Problem, names: str, batch: int, cost: float) ->
 
 def _scale_words(mistake: Mistake, problem: Problem, c: float, text: str, names: str, cost: float) -> Words:
     place = mistake.constant
-    amount = f"{text} = {c:.6g}" if text else f"{c:.6g}"
+    number = f"{c:.6g}"
+    amount = f"{text} = {number}" if text not in ("", number) else number
     says = f"{names} is {amount} times the right gradient"
     if place.startswith("layer"):
         stage = mistake.hooks[0].stage
