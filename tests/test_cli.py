@@ -15,7 +15,7 @@ from command_line import handgrad, process, refused, report, succeeds
 
 import handgrad as hg
 from handgrad.cli import choices, errors, output
-from handgrad.datasets import DataError
+from handgrad.datasets import DataError, LabelError
 from handgrad.ops import activation, loss
 from handgrad.training import SCHEDULES
 
@@ -149,6 +149,7 @@ def test_debug_after_two_dashes_is_an_argument():
             "d.csv: label 9; give --classes 10 or say --task regression",
             2,
         ),
+        (LabelError("d.csv: label 9", "give classes=10"), "d.csv: label 9, give --classes 10", 2),
     ],
 )
 def test_each_kind_of_failure_has_its_line_and_code(error, line, code):

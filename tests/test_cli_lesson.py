@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import handgrad, refused, report, succeeds
 
 from handgrad import lessons
 from handgrad.lessons import staged
+from handgrad.lessons.regression import problem
 
 
 @pytest.fixture
@@ -52,3 +54,29 @@ def test_wrong_calls_of_the_verb(monkeypatch):
     assert "takes no data" in refused("lesson", "gates", "--full")
     assert "HANDGRAD_MNIST" in refused("lesson", "softmax", "--full")
     assert "no such file" in refused("lesson", "softmax", "--data", "nothing.npz")
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ([0, 1, 2, 3, 14] * 8, "y.npy: row 4 is label 14; lesson softmax takes labels 0, 1, 2, …, all of"),
+        ([-1.0, 1.0] * 20, "X.npy,y.npy: lesson softmax takes labels 0, 1, 2, …, but the targets are other"),
+    ],
+)
+def test_data_that_the_softmax_has_no_use_for(targets, words, tmp_path, monkeypatch):
+    """One line, without the options of ``train``."""
+    monkeypatch.chdir(tmp_path)
+    np.save("X.npy", np.random.default_rng(0).random((40, 9), dtype=np.float32))
+    np.save("y.npy", np.array(targets))
+    line = refused("lesson", "softmax", "--data", "X.npy,y.npy")
+    assert line.startswith(f"error: {words}")
+    assert "--" not in line
+
+
+def test_the_regression_takes_sorted_data_and_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("X.npy", np.random.default_rng(0).random((40, 9), dtype=np.float32))
+    np.save("y.npy", np.arange(40) / 40)
+    X, y, _ = problem("X.npy,y.npy")
+    assert len(X) == len(y) == 40
+    assert y[-1] == 39 / 40

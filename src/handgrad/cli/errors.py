@@ -100,7 +100,7 @@ def describe(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, 
         text = f"{error.filename}: {error.strerror}"
     if type(error).__name__ == "DeviceError":
         text = f"--device: {text}"
-    if type(error).__name__ == "DataError":
+    if any(kind.__name__ == "DataError" for kind in type(error).__mro__):
         text = _ARGUMENTS.sub(r"--\1 \2", text)
     if isinstance(error, _WRONG_CALLS) and text:
         return text, WRONG_CALL

@@ -218,9 +218,10 @@ def count_classes(parts: list[Part], labels: list[Array], classes: int | None) -
     if count == 1:
         raise DataError(f"{parts[0].y_name}: every label is 0; give at least two classes, or classes=2")
     if 2 * len(present) < count:
-        raise DataError(
-            f"{place} is label {count - 1}, but only {len(present)} different labels occur; "
-            f'number the classes 0, 1, 2, …, give classes={count}, or say task="regression"'
+        raise LabelError(
+            f"{place} is label {count - 1}",
+            f"but only {len(present)} different labels occur; "
+            f'number the classes 0, 1, 2, …, give classes={count}, or say task="regression"',
         )
     return count
 

@@ -147,7 +147,8 @@ ATTEMPTS = (
 
 def problem(data: str | None = None, full: bool = False) -> tuple[Floats, Floats, dict[str, Floats]]:
     """X (N, D) with pixels in [0, 1), y (N,) the digits as numbers, and parameters from a standard normal."""
-    samples = load(data or (whole_mnist() if full else "mnist-subset"), task="regression").train
+    spec = data or (whole_mnist() if full else "mnist-subset")
+    samples = load(spec, task="regression", test_fraction=0.0).train
     samples = samples.head(PUBLISHED_SAMPLES if full else SAMPLES)
     if samples.X.dtype == np.uint8:
         samples = replace(samples, scale=1 / 256)

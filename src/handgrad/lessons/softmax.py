@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.arrays import Array, get_array_module
-from handgrad.datasets import load
+from handgrad.datasets import DataError, LabelError, load
 from handgrad.gradients.gradcheck import gradcheck
 from handgrad.lessons.lesson import Lesson
 from handgrad.network import MLP
@@ -155,7 +155,15 @@ def _large_logits(lesson: Lesson) -> None:
 
 
 def _digits(lesson: Lesson, data: str | None, full: bool) -> None:
-    samples = load(data or _where(full)).train
+    spec = data or _where(full)
+    try:
+        samples = load(spec).train
+    except LabelError as error:
+        raise DataError(
+            f"{error.found}; lesson softmax takes labels 0, 1, 2, …, all of which occur"
+        ) from None
+    if not samples.classes:
+        raise DataError(f"{spec}: lesson softmax takes labels 0, 1, 2, …, but the targets are other numbers")
     if not full:
         samples = samples.head(2000)
     published = full and len(samples) == 60_000
