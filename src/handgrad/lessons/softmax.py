@@ -158,9 +158,9 @@ def _digits(lesson: Lesson, data: str | None, full: bool) -> None:
     spec = data or _where(full)
     try:
         samples = load(spec).train
-    except LabelError as error:
+    except LabelError as wrong:
         raise DataError(
-            f"{error.found}; lesson softmax takes labels 0, 1, 2, …, all of which occur"
+            f"{wrong.found}; lesson softmax takes labels 0, 1, 2, …, all of which occur"
         ) from None
     if not samples.classes:
         raise DataError(f"{spec}: lesson softmax takes labels 0, 1, 2, …, but the targets are other numbers")
