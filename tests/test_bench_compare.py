@@ -12,6 +12,7 @@ from bench_documents import document
 from command_line import handgrad, refused, report, succeeds
 
 from handgrad.benchmark.compare import compare
+from handgrad.benchmark.report_form import REPORT, misfit
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,47 @@ def test_files_that_are_no_reports(files, tmp_path: Path):
     assert "run handgrad bench again" in refused("bench", "compare", tmp_path / "other.json", files[0])
     assert "missing.json" in refused("bench", "compare", files[0], tmp_path / "missing.json")
     assert handgrad("bench", "compare", files[0]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.pop("machine"), "machine is missing"),
+        (
+            lambda d: d["settings"].update(threads="two"),
+            "settings.threads: expected a whole number, got 'two'",
+        ),
+        (lambda d: d.update(complete=1), "complete: expected true or false, got 1"),
+        (lambda d: d.update(results={}), "results: expected a list, got {}"),
+        (
+            lambda d: d["results"][1].update(seconds=[]),
+            "results[1].seconds: expected a list of numbers above 0",
+        ),
+        (
+            lambda d: d["results"][0]["milliseconds"].update(median=float("nan")),
+            "results[0].milliseconds.median: expected a number above 0, got nan",
+        ),
+        (
+            lambda d: d["contestants"][0]["blas"].append(3),
+            "contestants[0].blas[1]: expected an object, got 3",
+        ),
+    ],
+)
+def test_a_damaged_report_is_told_by_place(change, words, before, files, tmp_path: Path):
+    damaged = copy.deepcopy(before)
+    change(damaged)
+    (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+    line = refused("bench", "compare", tmp_path / "damaged.json", files[0])
+    assert f"damaged.json: not as handgrad bench writes it: {words}" in line
+    assert line.endswith("run handgrad bench again")
+
+
+def test_a_report_of_an_unknown_blas_is_compared(before):
+    """threadpoolctl may not know version and architecture; a peer may have no BLAS, a GPU no threads."""
+    other = copy.deepcopy(before)
+    other["contestants"][0]["blas"] = [{"internal_api": "blas", "version": None}]
+    other["contestants"][1]["blas"] = None
+    for row in other["results"]:
+        row["threads"] = None
+    assert misfit(other, REPORT) == ""
+    assert "BLAS" in "\n".join(compare(before, other)["differences"])
