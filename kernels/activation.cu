@@ -12,7 +12,7 @@ constexpr int ACTIVATION_THREADS = 256;
 
 template <class T, class F, int V>
 __global__ void __launch_bounds__(ACTIVATION_THREADS)
-    activation_forward(const T* __restrict__ z, T* __restrict__ a, int n) {
+    activation_forward(const T* z, T* a, int n) {  // a may be z: not __restrict__
   const int thread = blockIdx.x * ACTIVATION_THREADS + threadIdx.x;
   const int threads = gridDim.x * ACTIVATION_THREADS;
   for (int v = thread; v < n / V; v += threads) {
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(ACTIVATION_THREADS)
 
 template <class T, class F, int V>
 __global__ void __launch_bounds__(ACTIVATION_THREADS)
-    activation_backward(const T* __restrict__ a, const T* __restrict__ da, T* __restrict__ dz, int n) {
+    activation_backward(const T* a, const T* da, T* dz, int n) {  // dz may be a or da: not __restrict__
   const int thread = blockIdx.x * ACTIVATION_THREADS + threadIdx.x;
   const int threads = gridDim.x * ACTIVATION_THREADS;
   for (int v = thread; v < n / V; v += threads) {

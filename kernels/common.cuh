@@ -111,13 +111,13 @@ __device__ __forceinline__ T sum_in_order(const T* __restrict__ values, int coun
 // then visible to it.  The ticket is left at 0 for the next launch.
 __device__ __forceinline__ bool last_block(int* ticket, int blocks) {
   __shared__ int arrived;
-  __threadfence();  // this thread's writes become visible before the block counts as arrived
-  __syncthreads();  // every thread of the block has passed its fence
+  __syncthreads();  // every thread of the block has written
   if (threadIdx.x == 0) {
+    __threadfence();  // the block's writes become visible before it counts as arrived
     arrived = atomicAdd(ticket, 1);
+    __threadfence();  // reads after this see what the other blocks wrote before their fence
     if (arrived == blocks - 1) *ticket = 0;
   }
   __syncthreads();  // the block learns its number
-  __threadfence();  // reads after this see what the other blocks wrote before their fence
   return arrived == blocks - 1;
 }

@@ -116,9 +116,9 @@ constexpr unsigned BARRIER_PHASE = 0x80000000u;
 #endif
 
 __device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned blocks BARRIER_SITE) {
-  __threadfence();  // this thread's writes become visible before its block counts as arrived
-  __syncthreads(BARRIER_CALLER);  // every thread of the block has passed its fence
+  __syncthreads(BARRIER_CALLER);  // every thread of the block has written
   if (threadIdx.x == 0) {
+    __threadfence();  // the block's writes become visible before it counts as arrived
     volatile unsigned* phase = counter;
     const unsigned own = blockIdx.x == 0 ? BARRIER_PHASE - (blocks - 1) : 1u;
     const unsigned before = atomicAdd(counter, own);
@@ -130,9 +130,9 @@ __device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned blocks 
       emulated::grid_meeting(counter, false, "grid_barrier", site);  // nothing changes before the last arrives
 #endif
     }
+    __threadfence();  // reads after this see what the other blocks wrote before their fence
   }
   __syncthreads(BARRIER_CALLER);  // every block has arrived
-  __threadfence();  // reads after this see what the other blocks wrote before their fence
 }
 
 #undef BARRIER_SITE

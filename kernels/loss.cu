@@ -10,7 +10,7 @@
 //
 // Map: elementwise losses, thread t takes elements t, t + threads, ...; losses of a row, LANES neighbouring lanes
 // share a row.  Every block leaves one partial sum; the last block to arrive (an integer ticket) adds them in
-// rising order.  The grid depends on the shape alone: the same bits on every run and every GPU.
+// rising order.  The grid depends on the shape alone: the same bits on every run, on any GPU of an architecture.
 #include "loss.cuh"
 
 constexpr int LOSS_THREADS = 256;

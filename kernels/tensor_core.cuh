@@ -1,11 +1,12 @@
 // Tensor cores: matrix products of a warp and the loads of their operands, as inline PTX with emulated bodies.
 //
 //   multiply_tf32      d[16 x 8] += a[16 x 8] b[8 x 8]      mma.sync.m16n8k8, operands tf32
-//   multiply_3xtf32    the same, operands split in two: nearly float32
+//   multiply_3xtf32    the same, operands split in two: nearly float32, since d is added to outside the tensor core
 //   multiply_bfloat16  d[16 x 8] += a[16 x 16] b[16 x 8]    mma.sync.m16n8k16, operands pairs of bfloat16
 //   load_matrices      1, 2 or 4 matrices of 8 rows of 16 bytes from shared memory: ldmatrix
 //
-// All 32 lanes take part.  Sums are float32.  Lane 4 g + t (g = 0..7, t = 0..3) holds, in registers 0, 1, ...
+// All 32 lanes take part.  Sums are float32, but a tensor core cuts them off toward zero, once an instruction: of a
+// long chain of them the error grows as its length.  Lane 4 g + t (g = 0..7, t = 0..3) holds, in registers 0, 1, ...
 //   a, tf32      (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)          as (row, column)
 //   b, tf32      (t, g), (t + 4, g)
 //   a, bfloat16  pairs (g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..), lower column in the lower half
@@ -145,20 +146,28 @@ __device__ __forceinline__ void split_tf32(float x, unsigned& big, unsigned& sma
   small = to_tf32(x - __uint_as_float(big));
 }
 
-// d += (a + a_small)(b + b_small), but for the product of the small parts; these come first, being smaller.
+// d += (a + a_small)(b + b_small), but for the product of the small parts; these come first, being smaller.  The
+// products start from zero and are added to d by an addition that rounds: chained through d, thousands of sums cut off
+// toward zero would leave less than plain float32 keeps.
 #ifdef HANDGRAD_EMULATED
 __device__ __forceinline__ void multiply_3xtf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&a_small)[4],
                                                 const unsigned (&b)[2], const unsigned (&b_small)[2],
                                                 emulated::Site site = emulated::Site::here()) {
-  multiply_tf32(d, a_small, b, site);
-  multiply_tf32(d, a, b_small, site);
-  multiply_tf32(d, a, b, site);
+  float products[4] = {};
+  multiply_tf32(products, a_small, b, site);
+  multiply_tf32(products, a, b_small, site);
+  multiply_tf32(products, a, b, site);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] += products[i];
 }
 #else
 __device__ __forceinline__ void multiply_3xtf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&a_small)[4],
                                                 const unsigned (&b)[2], const unsigned (&b_small)[2]) {
-  multiply_tf32(d, a_small, b);
-  multiply_tf32(d, a, b_small);
-  multiply_tf32(d, a, b);
+  float products[4] = {};
+  multiply_tf32(products, a_small, b);
+  multiply_tf32(products, a, b_small);
+  multiply_tf32(products, a, b);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] += products[i];
 }
 #endif

@@ -55,4 +55,5 @@ __device__ __forceinline__ void multiply_slabs(T (&z)[TILE::Z], const T* X, int 
     commit_copies();
     TILE::multiply_slab(z, X + k0, pitch, ring + stage * slab_size, H, columns);
   }
+  wait_copies<0>();  // those of a warp without a slab too: the ring is written over next
 }

@@ -149,10 +149,10 @@ def test_one_of_the_projects_kernels_and_a_mutant_of_it(tmp_path: Path) -> None:
 
 
 PROMISES = (  # lines of last_block; each is found where it is left out
-    "  __threadfence();  // this thread's writes become visible before the block counts as arrived\n",
-    "  __syncthreads();  // every thread of the block has passed its fence\n",
+    "  __syncthreads();  // every thread of the block has written\n",
+    "    __threadfence();  // the block's writes become visible before it counts as arrived\n",
     "  __syncthreads();  // the block learns its number\n",
-    "  __threadfence();  // reads after this see what the other blocks wrote before their fence\n",
+    "    __threadfence();  // reads after this see what the other blocks wrote before their fence\n",
 )
 
 

@@ -132,13 +132,30 @@ def test_infinities_and_nans_propagate(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEPTHS)
-def test_sums_round_to_float32_in_rising_order(name: str) -> None:
+def test_the_sum_of_an_instruction_is_exact_until_it_is_cut_off(name: str) -> None:
     depth = DEPTHS[name]
     a, b, c = np.zeros((1, 16, depth)), np.ones((1, depth, 8)), np.zeros((1, 16, 8))
     a[0, :, 0], a[0, :, 1], a[0, :, -1] = 2.0**26, 1, -(2.0**26)
-    np.testing.assert_array_equal(multiply(name, a, b, c), 0)  # the 1 is lost in the first sum
-    a[0, :, [1, -1]] = a[0, :, [-1, 1]]
     np.testing.assert_array_equal(multiply(name, a, b, c), 1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", ["Tf32", "Bfloat16"])
+def test_sums_are_cut_off_toward_zero(name: str, sign: int) -> None:
+    """1 + 3/2 of its last place is 1, 1 - 1/4 of the place below is the number below 1."""
+    depth = DEPTHS[name]
+    a, b, c = np.zeros((1, 16, depth)), np.ones((1, depth, 8)), np.full((1, 16, 8), float(sign))
+    a[0, :8, 0], a[0, 8:, 0] = sign * 1.5 * 2.0**-24, -sign * 2.0**-26
+    found = multiply(name, a, b, c)
+    np.testing.assert_array_equal(found[0, :8], sign)
+    np.testing.assert_array_equal(found[0, 8:], sign * (1 - 2.0**-24))
+
+
+def test_three_tf32_add_outside_the_tensor_core() -> None:
+    """An addition that rounds to nearest: chained through d, sums of one sign would only ever shrink."""
+    a, b, c = np.zeros((1, 16, 8)), np.ones((1, 8, 8)), np.ones((1, 16, 8))
+    a[0, :, 0] = 1.5 * 2.0**-24
+    np.testing.assert_array_equal(multiply("ThreeTf32", a, b, c), 1 + 2.0**-23)
 
 
 @pytest.mark.parametrize("search", ["memory", "races", "initialisation"])

@@ -303,4 +303,6 @@ def test_the_catalogue_lists_few_and_has_every_tile():
 def test_tensor_core_tiles_are_watched_and_use_tensor_cores():
     rows = [row for row in budgets.read_snapshot() if "MmaTile" in row.kernel and row.arch != "sm_75"]
     assert len({row.kernel for row in rows}) == 3
-    assert all(row.hmma > 0 and row.spill_stores == 0 for row in rows)
+    assert all(row.hmma > 0 for row in rows)
+    spilling = {(row.kernel, row.arch) for row in rows if row.spill_stores}
+    assert spilling == set(budgets.SPILLS_LET_PASS)

@@ -8,7 +8,8 @@ backward_weight    dW = Xᵀ dZ,  db = Σ_n dZ           X (N, D), dZ (N, H) →
 
 float32 or float64, all arrays of one kind.  Weights are (in, out).  On a device, bias, activation and mask
 are applied inside the matrix product; the weight product is split over the samples into partitions that
-depend on the shape alone and are summed in order, so the bits are the same on every run and every GPU.
+depend on the shape alone and are summed in order, so the bits are the same on every run, whatever the
+number of multiprocessors.
 
 Kernels: ``kernels/linear.cu`` (naive twin: ``kernels/linear_naive.cu``).  Test: ``tests/test_linear.py``.
 """

@@ -123,7 +123,7 @@ def choose_tile(
         return MmaTile(precision, *NARROW_WARPS) if tensor else NARROW
     wide_tiles = -(-rows // WIDE.BM) * -(-columns // WIDE.BN)
     enough = rows > MEDIUM.BM if split else wide_tiles >= WIDE_TILES_LEAST
-    short = lean and narrow and precision in ("float32", "3xtf32")
+    short = lean and (precision == "3xtf32" or (narrow and precision == "float32"))
     if enough and columns > MEDIUM.BN and not short:
         if not tensor:
             return BROAD if lean else WIDE

@@ -11,7 +11,7 @@ X (N, D) is read by both, dZ1 (N, H) by the second; A1 stays on chip.  Any N and
 X of the parameters' type or uint8, which is scaled and shifted on chip.  Precision: "tf32", "3xtf32" and
 "bfloat16" take tensor cores for the products with X; the others, and all sums, are float32, or float64 with
 float64 parameters.  Partitions and chunks depend on the shape alone, unless a tiling says how: the same bits
-on every GPU.
+on any number of multiprocessors.
 
 Kernels: ``kernels/two_layer_pair.cu``.  Test: ``tests/test_two_layer_pair.py``.
 """

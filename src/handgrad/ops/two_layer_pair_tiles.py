@@ -113,7 +113,8 @@ def backward_tiles(precision: str) -> tuple[AnyTile, ...]:
     """Those of dW1, the largest first."""
     if precision not in TENSOR:
         return FMA_BACKWARD[precision]
-    return tuple(MmaTile(precision, *one) for one in WARP_BACKWARD)
+    largest = 1 if precision == "3xtf32" else 0  # the one before spills
+    return tuple(MmaTile(precision, *one) for one in WARP_BACKWARD[largest:])
 
 
 def choose_backward_tile(D: int, H: int, precision: str) -> AnyTile:

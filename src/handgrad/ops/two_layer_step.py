@@ -7,7 +7,8 @@
 
 X (N, D) is read once, A1 never leaves the chip, dW1 grows in registers.  The samples are split into S
 partitions by the shape alone, unless a tiling says how; each leaves its sums, which ``two_layer_reduce`` adds
-in rising order before it applies the optimizer's rule: two launches a step, the same bits on every GPU.
+in rising order before it applies the optimizer's rule: two launches a step, the same bits on any number of
+multiprocessors.
 
 A thread holds up to 16 x 10 elements of dW1, so R1 takes float32 with ⌈D/16⌉⌈H/10⌉ ≤ 256 (D H up to 40,960),
 H up to 128, C up to 64, where a tile of 16 samples fits in the shared memory of a block.  In float64 it holds

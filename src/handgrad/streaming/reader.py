@@ -71,6 +71,7 @@ class CudaBuffer(Buffer):
             self.on_gpu = tuple(cupy.empty(array.shape, array.dtype) for array in (X, y))
             self.copied, self.computed = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
             self._current_stream = cupy.cuda.get_current_stream
+            self.used()  # the pool may have given memory that work on the current stream still reads
 
     def send(self) -> None:
         """Start the copy, once the computation on the rows before is done."""
@@ -142,6 +143,8 @@ class Reader:
         finally:
             self._stop.set()
             thread.join()
+            for buffer in self.buffers:
+                buffer.reusable()  # no copy is on its way when their memory goes back
 
     def _run(self) -> None:
         try:

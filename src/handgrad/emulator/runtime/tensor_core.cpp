@@ -33,17 +33,29 @@ struct Product {
     const unsigned* b;
 };
 
-typedef float Row __attribute__((vector_size(columns * sizeof(float))));
+typedef double Row __attribute__((vector_size(columns * sizeof(double))));
+
+// The float32 next to `sum` on the side of zero; what is too large becomes infinite.
+float toward_zero(double sum) {
+    const float nearest = static_cast<float>(sum);
+    if (!(__builtin_fabs(nearest) > __builtin_fabs(sum)) || __builtin_isinf(nearest)) return nearest;
+    unsigned bits;
+    memcpy(&bits, &nearest, sizeof bits);
+    return float_of(bits - 1);  // one less in magnitude
+}
 
 template <int depth>
 struct Matrices {
-    float a[rows][depth];
+    double a[rows][depth];
     Row b[depth];
     Row d[rows];
 
+    // Products of tf32 or bfloat16 are exact in float64, and so is their sum but for its last bits.
     void multiply() {
-        for (int k = 0; k < depth; ++k)
-            for (int row = 0; row < rows; ++row) d[row] += a[row][k] * b[k];
+        for (int row = 0; row < rows; ++row) {
+            for (int k = 0; k < depth; ++k) d[row] += a[row][k] * b[k];
+            for (int column = 0; column < columns; ++column) d[row][column] = toward_zero(d[row][column]);
+        }
     }
 };
 
@@ -59,7 +71,8 @@ void run(void** arguments, Matrices<depth>& matrices) {
     matrices.multiply();
     for (int lane = 0; lane < 32; ++lane)
         for (int i = 0; i < 4; ++i)
-            static_cast<Product*>(arguments[lane])->d[i] = matrices.d[row_of(lane, i)][column_of(lane, i)];
+            static_cast<Product*>(arguments[lane])->d[i] =
+                static_cast<float>(matrices.d[row_of(lane, i)][column_of(lane, i)]);
 }
 
 void multiply_tf32(void** arguments, unsigned) {
@@ -79,7 +92,7 @@ void multiply_bfloat16(void** arguments, unsigned) {
         const Product& mine = *static_cast<Product*>(arguments[lane]);
         const int g = lane / 4, t = lane % 4;
         for (int i = 0; i < 4; ++i) {
-            float* pair = &matrices.a[g + 8 * (i % 2)][2 * t + 8 * (i / 2)];
+            double* pair = &matrices.a[g + 8 * (i % 2)][2 * t + 8 * (i / 2)];
             pair[0] = lower(mine.a[i]);
             pair[1] = upper(mine.a[i]);
         }

@@ -9,7 +9,7 @@ namespace emulated {
 // What multiply_matrices multiplies: m16n8k8 of tf32, or m16n8k16 of pairs of bfloat16.
 enum class Operands { tf32, bfloat16 };
 
-// d += a b.  The products are added one by one in rising k, each sum rounded to float32.
+// d += a b: the exact sum of d and the products, cut off to a float32 toward zero.
 EMULATED_API void multiply_matrices(Operands operands, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                                     Site site);
 
