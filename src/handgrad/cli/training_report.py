@@ -36,6 +36,7 @@ def describe_run(
     from handgrad.datasets.digest import digest
 
     options = ctx.params
+    columns = getattr(training, "columns", None)  # a stream has none
     again = {name: value for name, value in options.items() if name not in FORGOTTEN}
     again["data"] = absolute(data)
     again["shards"] = shards
@@ -56,6 +57,8 @@ def describe_run(
         "data": {
             "spec": absolute(data),
             "target": options["target"],
+            "feature_names": columns and columns.features,
+            "target_name": columns and columns.target,
             "task": options["task"],
             "classes": options["classes"],
             "limit": options["limit"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from handgrad.datasets.dataset import Array, DataError, Dataset, LabelError, Split
+from handgrad.datasets.dataset import Array, Columns, DataError, Dataset, LabelError, Split
 
 SCAN_BYTES = 8 << 20  # a scan over the data holds this much of it at a time
 TASKS = ("auto", "classification", "regression")
@@ -24,6 +24,7 @@ class Part:
     X_place: Callable[[int, int], str]
     y_place: Callable[[int, int], str]
     mapped: bool = False  # stays on disk: never copied as a whole
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def assemble(name: str, train: Part, test: Part | None, options: Options) -> Spl
     for array in (*features, *targets):
         array.flags.writeable = False
     return Split(
-        *(Dataset(X, y, scale, 0.0, classes, name) for X, y in zip(features, targets, strict=True)),
+        *(
+            Dataset(X, y, scale, 0.0, classes, name, train.columns)
+            for X, y in zip(features, targets, strict=True)
+        ),
     )
 
 
