@@ -26,7 +26,14 @@ CONFIG_SCHEMA = "handgrad.run/1"
 
 
 def describe_run(
-    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset, shards: int
+    ctx: typer.Context,
+    net: MLP,
+    rule: Optimizer,
+    data: str,
+    split: Split,
+    training: Dataset,
+    watched: Dataset,
+    shards: int,
 ) -> dict[str, Any]:
     """All that made the run, for config.json; ``evaluate`` and ``predict`` read the part "data"."""
     import numpy as np
@@ -65,6 +72,8 @@ def describe_run(
             "stream": options["stream"],
             "block_rows": getattr(training, "block_rows", options["block_rows"]),
             "sha256": digest(training),
+            "validation_sha256": None if watched is split.test else digest(watched),
+            "test_sha256": digest(split.test),
             "scale": training.scale,
             "shift": training.shift,
             "training_samples": len(training),
