@@ -60,6 +60,8 @@ def test_wrong_calls_of_the_verb(monkeypatch):
     ("targets", "words"),
     [
         ([0, 1, 2, 3, 14] * 8, "y.npy: row 4 is label 14; lesson softmax takes labels 0, 1, 2, …, all of"),
+        ([0] * 40, "y.npy: every label is 0; lesson softmax takes labels 0, 1, 2, …, all of which occur"),
+        ([1, 2] * 20, "y.npy: labels run from 1 to 2; lesson softmax takes labels 0, 1, 2, …, all of"),
         ([-1.0, 1.0] * 20, "X.npy,y.npy: lesson softmax takes labels 0, 1, 2, …, but the targets are other"),
     ],
 )

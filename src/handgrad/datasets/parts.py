@@ -215,12 +215,16 @@ def count_classes(parts: list[Part], labels: list[Array], classes: int | None) -
     present = np.unique(np.concatenate(labels))
     place = parts[0].y_place(int(train.argmax()), 0)
     if present[0] != 0:
-        raise DataError(
-            f"{parts[0].y_name}: labels run from {present[0]} to {count - 1}, expected 0 to classes - 1; "
-            f'subtract {present[0]}, give classes={count}, or say task="regression"'
+        raise LabelError(
+            f"{parts[0].y_name}: labels run from {present[0]} to {count - 1}",
+            f"expected 0 to classes - 1; subtract {present[0]}, give classes={count}, "
+            'or say task="regression"',
         )
     if count == 1:
-        raise DataError(f"{parts[0].y_name}: every label is 0; give at least two classes, or classes=2")
+        raise LabelError(
+            f"{parts[0].y_name}: every label is 0",
+            "expected at least two classes; give samples of both, or classes=2",
+        )
     if 2 * len(present) < count:
         raise LabelError(
             f"{place} is label {count - 1}",
