@@ -111,6 +111,84 @@ def test_a_file_that_was_trained_on_is_evaluated_on_its_held_out_part(run):
         assert found["loss"] == trained["test_loss"]
 
 
+def write_columns(path: str, columns: dict[str, np.ndarray], header: bool = True) -> str:
+    names = ",".join(columns) if header else ""
+    np.savetxt(path, np.column_stack(list(columns.values())), "%.9g", ",", header=names, comments="")
+    return path
+
+
+@pytest.fixture
+def named(run) -> dict[str, np.ndarray]:
+    """Columns a, b, label, on which the run ``named`` was trained, and others beside them."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 200))
+    columns = {"a": a, "b": b, "label": (a > 3 * b).astype(float)}
+    data = write_columns("abl.csv", columns)
+    succeeds("train", "--data", data, "--epochs", "5", "--no-plot", "--device", "cpu", "--out", "named")
+    return columns | {"id": np.arange(200.0), "outcome": columns["label"], "c": 10 * rng.standard_normal(200)}
+
+
+def test_columns_are_found_by_the_names_of_the_training(named):
+    described = json.loads(Path("named/config.json").read_text())["data"]
+    assert described["feature_names"] == ["a", "b"]
+    assert described["target_name"] == "label"
+    own = report("evaluate", "named", "--device", "cpu")
+    assert own["accuracy"] > 0.8
+    succeeds("predict", "named", "abl.csv", "--out", "own.npy", "--device", "cpu")
+    for names in ("b a label", "label b a", "id b label a c", "label c a b y"):
+        data = write_columns("other.csv", {name: named.get(name, named["c"]) for name in names.split()})
+        found = report("evaluate", "named", "--data", data, "--device", "cpu")
+        succeeds("predict", "named", data, "--out", "p.npy", "--device", "cpu")
+        np.testing.assert_array_equal(np.load("p.npy"), np.load("own.npy"), err_msg=names)
+        right = np.load("own.npy").argmax(axis=1) == named["label"]
+        assert found["accuracy"] == pytest.approx(right.mean()), names
+    for names in ("b a", "id a b", "b c id a"):
+        data = write_columns("other.csv", {name: named[name] for name in names.split()})
+        succeeds("predict", "named", data, "--out", "p.npy", "--device", "cpu")
+        np.testing.assert_array_equal(np.load("p.npy"), np.load("own.npy"), err_msg=names)
+    abl = {name: named[name] for name in ("a", "b", "label")}
+    counted = {"0": named["a"], "1": named["b"], "": named["c"]}
+    for columns, header in ((abl, False), (counted, True)):  # no names: by place
+        data = write_columns("other.csv", columns, header)
+        succeeds("predict", "named", data, "--out", "p.npy", "--device", "cpu")
+        np.testing.assert_array_equal(np.load("p.npy"), np.load("own.npy"))
+
+
+def test_columns_that_are_missing_are_named(named):
+    remedy = "; name the columns as in the training"
+    for verb, names, words in (
+        ("predict", "a c", f"no column named b (the header has a, c){remedy}"),
+        ("predict", "id c label", f"no column named a, b (the header has id, c, label){remedy}"),
+        ("evaluate", "a b outcome", f"no column named label (the header has a, b, outcome){remedy}"),
+    ):
+        data = write_columns("other.csv", {name: named[name] for name in names.split()})
+        line = refused(verb, "named", *(("--data",) if verb == "evaluate" else ()), data, "--device", "cpu")
+        assert line == f"error: other.csv: {words}"
+    Path("other.csv").write_text("a,b,a\n1,2,3\n")
+    line = refused("predict", "named", "other.csv", "--device", "cpu")
+    assert line == "error: other.csv: more than one column named a; keep the one of the training"
+
+
+def test_a_target_chosen_by_its_number_is_found_by_its_name(named):
+    data = write_columns("lba.csv", {name: named[name] for name in ("outcome", "b", "a")})
+    words = ("--epochs", "5", "--no-plot", "--device", "cpu", "--out", "first")
+    succeeds("train", "--data", data, "--target", "0", *words)
+    data = write_columns("abo.csv", {name: named[name] for name in ("a", "b", "outcome")})
+    assert report("evaluate", "first", "--data", data, "--device", "cpu")["accuracy"] > 0.8
+
+
+def test_a_run_without_names_goes_by_place(named):
+    config = Path("named/config.json")
+    content = json.loads(config.read_text())
+    for name in ("feature_names", "target_name"):  # as an older handgrad wrote it
+        del content["data"][name]
+    config.write_text(json.dumps(content))
+    data = write_columns("other.csv", {"u": named["a"], "v": named["b"], "w": named["label"]})
+    succeeds("predict", "named", data, "--out", "p.npy", "--device", "cpu")
+    succeeds("predict", "named", "abl.csv", "--out", "own.npy", "--device", "cpu")
+    np.testing.assert_array_equal(np.load("p.npy"), np.load("own.npy"))
+
+
 def test_a_bare_weights_file_needs_data_and_writes_a_picture_where_told(run):
     weights = run / "weights.safetensors"
     assert "--data" in refused("evaluate", weights)

@@ -41,6 +41,19 @@ def test_the_verb_runs_a_lesson(folder):
     }
 
 
+@pytest.mark.parametrize("name", ["sigmoid-classes", "homework"])
+def test_a_lesson_without_pictures_says_so(name, folder):
+    line = f"lesson {name} has no pictures: --out is left aside"
+    assert succeeds("lesson", name, "--out", "pictures").splitlines()[-1] == line
+    assert "no pictures" not in succeeds("lesson", name)
+
+
+def test_pictures_are_of_digits(folder):
+    np.savez("d.npz", X=np.random.default_rng(0).random((40, 9)), y=np.arange(40) / 40)
+    found = succeeds("lesson", "regression", "--data", "d.npz", "--out", "pictures").splitlines()
+    assert found[-1] == "lesson regression has no pictures of these data: --out is left aside"
+
+
 def test_the_verb_fails_with_its_lesson(monkeypatch):
     monkeypatch.setattr(staged, "by_hand", lambda x, y: (0.0, (1.0, 1.0)))
     result = handgrad("lesson", "staged")
@@ -60,6 +73,8 @@ def test_wrong_calls_of_the_verb(monkeypatch):
     ("targets", "words"),
     [
         ([0, 1, 2, 3, 14] * 8, "y.npy: row 4 is label 14; lesson softmax takes labels 0, 1, 2, …, all of"),
+        ([0] * 40, "y.npy: every label is 0; lesson softmax takes labels 0, 1, 2, …, all of which occur"),
+        ([1, 2] * 20, "y.npy: labels run from 1 to 2; lesson softmax takes labels 0, 1, 2, …, all of"),
         ([-1.0, 1.0] * 20, "X.npy,y.npy: lesson softmax takes labels 0, 1, 2, …, but the targets are other"),
     ],
 )
@@ -80,3 +95,10 @@ def test_the_regression_takes_sorted_data_and_all_of_them(tmp_path, monkeypatch)
     X, y, _ = problem("X.npy,y.npy")
     assert len(X) == len(y) == 40
     assert y[-1] == 39 / 40
+
+
+def test_the_regression_has_no_use_for_zeros(folder):
+    """Every attempt at the gradient of W1 gives 0, right or wrong."""
+    np.savez("d.npz", X=np.zeros((40, 9)), y=np.arange(40) / 40)
+    line = refused("lesson", "regression", "--data", "d.npz")
+    assert line.startswith("error: lesson regression: expected features other than 0, got 0 throughout in 40")

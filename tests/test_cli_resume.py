@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import handgrad, process, refused, report, succeeds
 from safetensors.numpy import load_file
@@ -200,7 +201,30 @@ def test_changed_data_are_refused():
     Path("d.csv").write_text(text.replace("2,2.0000,", "2,2.0001,"))
     line = refused("train", "--resume", "run")
     assert "--resume: expected the data of the run in" in line
-    assert "the files changed" in line
+    assert "the files changed, in their training part" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [("", "test"), ("--stream", "test"), ("--patience 3", "test"), ("--stream --patience 3", "validation")],
+)
+def test_changed_data_of_the_other_parts_are_refused(options, part):
+    """The first feature of one sample of ``part`` is changed."""
+    rng = np.random.default_rng(0)
+    arrays = {"X": rng.random((60, 3)), "y": np.arange(60) % 2, "X_test": rng.random((9, 3))}
+    for name, array in (arrays | {"y_test": np.arange(9) % 2}).items():
+        np.save(f"{name}.npy", array)
+    succeeds(*QUICK, *options.split(), "--data", "X.npy,y.npy,X_test.npy,y_test.npy", "--out", "run")
+    succeeds("train", "--resume", "run")
+    name, row = ("X_test", 4) if part == "test" else ("X", 57)  # of a stream the last tenth is held out
+    arrays[name][row, 0] += 1
+    np.save(f"{name}.npy", arrays[name])
+    line = refused("train", "--resume", "run")
+    assert line.endswith(f"got others: the files changed, in their {part} part")
+    config = json.loads(Path("run/config.json").read_text())
+    del config["data"][f"{part}_sha256"]  # as an older handgrad wrote it
+    Path("run/config.json").write_text(json.dumps(config))
+    succeeds("train", "--resume", "run")
 
 
 def test_a_damaged_newest_checkpoint_is_told():

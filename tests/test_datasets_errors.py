@@ -185,6 +185,8 @@ def test_widths_of_the_parts_differ(tmp_path: Path) -> None:
 
 # labels, values and shapes (through .npz)
 
+TEXT_LABELS = "labels as numpy.unique(labels, return_inverse=True)[1]"
+
 
 @pytest.mark.parametrize(
     ("y", "options", "words"),
@@ -198,7 +200,11 @@ def test_widths_of_the_parts_differ(tmp_path: Path) -> None:
         ([0, 1, 7, 1, 0, 1], {}, ["row 2 is label 7, but only 3 different labels occur", "classes=8"]),
         ([0, 1, 7, 1, 0, 1], {"classes": 5}, ["row 2 is label 7, out of range 0 to 4", "give more classes"]),
         ([0, 1, 7, 1, 0, 1], {"classes": 7}, ["row 2 is label 7, out of range 0 to 6"]),
-        ([0, 0, 0, 0, 0, 0], {}, ["every label is 0; give at least two classes"]),
+        (
+            [0, 0, 0, 0, 0, 0],
+            {},
+            ["every label is 0, expected at least two classes; give samples of both, or classes=2"],
+        ),
         ([0, 1, 2**40, 1, 0, 1], {}, ["row 2 is label 1099511627776, out of range"]),
         (
             [0, 1, 1.5, 1, 0, 1],
@@ -210,9 +216,13 @@ def test_widths_of_the_parts_differ(tmp_path: Path) -> None:
         ([[0.5, 1]] * 5 + [[1, np.nan]], {}, ["row 5, column 1 is nan; fill in"]),
         (np.eye(6, dtype=int), {}, ["int64 of shape (6, 6), expected one label", "y.argmax(axis=1)"]),
         (np.zeros((6, 1, 1)), {}, ["shape (6, 1, 1), expected (N,) labels or (N, C) floats; reshape"]),
-        (["a"] * 6, {}, ["dtype <U1, expected integers or floats; save"]),
+        (["a"] * 6, {}, ["y: dtype <U1, expected integers or floats; save features", TEXT_LABELS]),
         ([1j] * 6, {}, ["dtype complex128, expected integers or floats"]),
-        ([None] * 6, {}, ["dtype object is a pickle of Python objects, which is never loaded; save"]),
+        (
+            [None] * 6,
+            {},
+            ["y: dtype object is a pickle of Python objects, which is never loaded;", TEXT_LABELS],
+        ),
         ([0, 1, 2, 1], {}, ["4 rows, but", "X has 6 rows; give each sample one target"]),
         (0, {}, ["a single number, but", "X has 6 rows"]),
         (np.empty(0), {}, ["y: shape (0,), an empty set; give each sample one target"]),
@@ -222,6 +232,14 @@ def test_targets(tmp_path: Path, y: Any, options: dict[str, Any], words: list[st
     says(message(npz(tmp_path, X=X6, y=y), **options), f"{tmp_path / 'd.npz'}: ", *words)
 
 
+@pytest.mark.parametrize("dtype", ["U", "S", "O"])
+def test_text_labels_are_numbered_as_the_line_says(tmp_path: Path, dtype: str) -> None:
+    labels = np.array(["dog", "cat", "cat", "dog", "eel", "cat"], dtype=dtype)
+    remedy = message(npz(tmp_path, X=X6, y=labels)).split(", labels as ")[1]
+    y = eval(remedy, {"numpy": np, "labels": labels})
+    assert datasets.load(npz(tmp_path, X=X6, y=y), test_fraction=0).train.y.tolist() == [1, 0, 0, 1, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("X", "words"),
     [
@@ -229,7 +247,10 @@ def test_targets(tmp_path: Path, y: Any, options: dict[str, Any], words: list[st
         (np.float32(1), ["X: shape (), expected (samples, features)"]),
         (np.empty((0, 3)), ["X: shape (0, 3), an empty set; give at least one sample with one feature"]),
         (np.empty((6, 0)), ["X: shape (6, 0), an empty set"]),
-        (np.full((6, 2), "a"), ["X: dtype <U1, expected integers or floats; save X.astype('float32')"]),
+        (
+            np.full((6, 2), "a"),
+            ["X: dtype <U1, expected integers or floats; save features as X.astype('float32')"],
+        ),
         (np.full((6, 2), {}), ["X: dtype object is a pickle of Python objects, which is never loaded; save"]),
         (np.zeros((6, 2), "M8[s]"), ["X: dtype datetime64[s], expected integers or floats"]),
         (np.zeros((6, 2), [("a", "f4")]), ["X: dtype [('a', '<f4')], expected integers or floats"]),

@@ -12,7 +12,7 @@ import numpy as np
 
 from handgrad.cli.errors import wrong
 from handgrad.cli.network import LABEL_LOSSES
-from handgrad.datasets import DataError, Dataset, LabelError, Split, load, load_features
+from handgrad.datasets import Columns, DataError, Dataset, LabelError, Split, load, load_features
 from handgrad.streaming import Stream, open_stream
 from handgrad.streaming.stream import StreamSplit
 
@@ -121,9 +121,9 @@ def _test_part(
         first = held_out.head(READ_ROWS).in_memory()
         return first, f"the first {READ_ROWS:,} samples of the test part of the run's data"
     if is_own:
-        return load(own, **_target_column(own, config), **targets).test, f"the test part of {own}"
+        return load(own, **_csv_columns(own, config), **targets).test, f"the test part of {own}"
     assert data is not None
-    split = load(data, test_fraction=0.0, **_target_column(data, config), **targets)
+    split = load(data, test_fraction=0.0, **_csv_columns(data, config), **targets)
     if len(split.test):
         return with_scale_of(config, split.test), f"the test part of {data}"
     return with_scale_of(config, split.train), f"all samples of {data}"
@@ -132,7 +132,7 @@ def _test_part(
 def features(data: str, inputs: int, config: Mapping[str, Any]) -> Dataset:
     """The samples to predict for; targets need not be there.  Of data with a test part, that part."""
     target = config.get("data", {}).get("target")
-    return with_scale_of(config, load_features(data, inputs, target=target))
+    return with_scale_of(config, load_features(data, inputs, target=target, named=_columns_of(config)))
 
 
 def predictions(net: MLP, samples: Dataset, batch_size: int) -> NDArray[Any]:
@@ -175,7 +175,15 @@ def with_scale_of(config: Mapping[str, Any], samples: Part) -> Part:
     return replace(samples, scale=float(described["scale"]), shift=float(described["shift"]))
 
 
-def _target_column(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's own choice of a target column, where ``data`` has columns to choose from."""
-    target = config.get("data", {}).get("target")
-    return {"target": target} if target is not None and data.lower().endswith(".csv") else {}
+def _csv_columns(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own choice of a target column and its names, where ``data`` has columns to choose from."""
+    if not data.lower().endswith(".csv"):
+        return {}
+    return {"target": config.get("data", {}).get("target"), "columns": _columns_of(config)}
+
+
+def _columns_of(config: Mapping[str, Any]) -> Columns | None:
+    """The names of the training's columns, if it had some and the run is not older than their keeping."""
+    described = config.get("data", {})
+    features = described.get("feature_names")
+    return Columns(tuple(features), described["target_name"]) if features else None

@@ -23,7 +23,8 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="SPEC",
-            help="As for train. Its test part where it has one, else all of it. Default: the run's own data.",
+            help="As for train. Its test part where it has one, else all of it. The columns of a .csv are "
+            "found by their names in the training where both have a header. Default: the run's own data.",
         ),
     ] = None,
     picture: Annotated[

@@ -52,6 +52,9 @@ def lesson(
     settings: dict[str, Any] = {"data": data, "full": full}
     found = lessons.run(name, out_directory, **settings)
     out.print(str(found), markup=False, soft_wrap=True)
+    if out_directory is not None and not found.pictures:
+        of_data = " of these data" if data is not None else ""
+        out.print(f"\nlesson {name} has no pictures{of_data}: --out is left aside", markup=False)
     if as_json:
         print_json(found.to_dict())
     if not found.passed:

@@ -33,7 +33,8 @@ def predict(
         str,
         typer.Argument(
             metavar="DATA",
-            help="What --data takes, or features alone: X.npy, a .npz with X, a .csv without target. "
+            help="What --data takes, or features alone: X.npy, a .npz with X, a .csv without target, whose "
+            "columns are found by their names in the training where both have a header. "
             "Of data with a test part, that part is taken.",
         ),
     ],

@@ -50,14 +50,21 @@ class Resumed:
     config: dict[str, Any]
     newest: tuple[Path, Content] | None
 
-    def check_data(self, training: Dataset) -> None:
-        """Refuse data that are not those of the run."""
+    def check_data(self, training: Dataset, watched: Dataset, test: Dataset) -> None:
+        """Refuse data that are not those of the run; an older run kept the digest of the training part alone.
+
+        ``watched`` is what is looked at after every epoch: the test part itself, or the part held out.
+        """
         from handgrad.datasets.digest import digest
 
         described = self.config["data"]
-        if described.get("sha256") not in (None, digest(training)):
-            spec = described["spec"]
-            raise wrong("--resume", f"the data of the run in {spec}", "others: the files changed")
+        parts = {"": ("training", training), "validation_": ("validation", watched), "test_": ("test", test)}
+        for prefix, (name, part) in parts.items():
+            stored = described.get(f"{prefix}sha256")
+            if stored is not None and stored != digest(part):
+                spec = described["spec"]
+                found = f"others: the files changed, in their {name} part"
+                raise wrong("--resume", f"the data of the run in {spec}", found)
 
 
 def go_on(ctx: typer.Context, run: Path, ranks: Ranks, train: Callable[..., None]) -> None:

@@ -222,7 +222,7 @@ def train(
         split = training_data(data, target=target, task=task, classes=classes, limit=limit)
     training, watched = (split.train, split.test) if patience is None else hold_out(split.train, seed)
     if resumed is not None:
-        resumed.check_data(training)
+        resumed.check_data(training, watched, split.test)
     out = console(as_json, silent=ranks.rank > 0)
     with contextlib.ExitStack() as open_until_done:
         open_until_done.enter_context(kernels_from(kernels))
@@ -261,7 +261,7 @@ def train(
             else:
                 directory = run_directory.create(out_directory)
                 open_until_done.enter_context(directory.locked())
-                directory.write_config(describe_run(ctx, net, rule, data, split, training, shards))
+                directory.write_config(describe_run(ctx, net, rule, data, split, training, watched, shards))
         checkpoints = Checkpoints(directory.checkpoints if directory is not None else None, every)
         if not quiet:
             line = headline(net, training, split, batch_size, shards, ranks.size)

@@ -26,7 +26,14 @@ CONFIG_SCHEMA = "handgrad.run/1"
 
 
 def describe_run(
-    ctx: typer.Context, net: MLP, rule: Optimizer, data: str, split: Split, training: Dataset, shards: int
+    ctx: typer.Context,
+    net: MLP,
+    rule: Optimizer,
+    data: str,
+    split: Split,
+    training: Dataset,
+    watched: Dataset,
+    shards: int,
 ) -> dict[str, Any]:
     """All that made the run, for config.json; ``evaluate`` and ``predict`` read the part "data"."""
     import numpy as np
@@ -36,6 +43,7 @@ def describe_run(
     from handgrad.datasets.digest import digest
 
     options = ctx.params
+    columns = getattr(training, "columns", None)  # a stream has none
     again = {name: value for name, value in options.items() if name not in FORGOTTEN}
     again["data"] = absolute(data)
     again["shards"] = shards
@@ -56,12 +64,16 @@ def describe_run(
         "data": {
             "spec": absolute(data),
             "target": options["target"],
+            "feature_names": columns and columns.features,
+            "target_name": columns and columns.target,
             "task": options["task"],
             "classes": options["classes"],
             "limit": options["limit"],
             "stream": options["stream"],
             "block_rows": getattr(training, "block_rows", options["block_rows"]),
             "sha256": digest(training),
+            "validation_sha256": None if watched is split.test else digest(watched),
+            "test_sha256": digest(split.test),
             "scale": training.scale,
             "shift": training.shift,
             "training_samples": len(training),

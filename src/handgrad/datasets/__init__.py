@@ -29,6 +29,7 @@ from handgrad.datasets.csv_file import read_csv
 from handgrad.datasets.dataset import (
     EMBEDDED,
     Array,
+    Columns,
     DataError,
     Dataset,
     LabelError,
@@ -40,7 +41,7 @@ from handgrad.datasets.idx import read_directory
 from handgrad.datasets.numpy_files import map_npy, part_keys, read_npz
 from handgrad.datasets.parts import Options, Part, array_part, assemble
 
-__all__ = ["EMBEDDED", "DataError", "Dataset", "LabelError", "Split", "load", "load_features"]
+__all__ = ["EMBEDDED", "Columns", "DataError", "Dataset", "LabelError", "Split", "load", "load_features"]
 
 _SPECS = "mnist-subset, a directory with the four IDX files, FILE.npz, FILE.csv or X.npy,y.npy"
 
@@ -54,6 +55,7 @@ def load(
     task: str = "auto",
     classes: int | None = None,
     scale: float | None = None,
+    columns: Columns | None = None,
 ) -> Split:
     """The training and test part of ``spec``; the formats stand at the head of this module.
 
@@ -66,7 +68,8 @@ def load(
     ``target`` is the target column of a ``.csv``, by name or number (from 0; negative from the end).
     ``task`` is "auto", "classification" or "regression".  ``classes`` is the number of classes, for files
     in which some do not occur (default: the greatest training label + 1; label 0 and at least half of all
-    labels must occur).  ``scale`` overrides 1/255 for pixels and 1 for everything else.
+    labels must occur).  ``scale`` overrides 1/255 for pixels and 1 for everything else.  ``columns``, those
+    of another data set, has features and target of a ``.csv`` with a header found by these names.
 
     Raises :class:`DataError` with one line that names file, place and remedy.  Array rows and columns count
     from 0 as in NumPy; lines and columns of a ``.csv`` from 1.
@@ -86,7 +89,7 @@ def load(
     if path.suffix.lower() == ".npz":
         return assemble(text, *_parts(read_npz(existing_file(path), part_keys)), options)
     if path.suffix.lower() == ".csv":
-        return assemble(text, read_csv(existing_file(path), target), None, options)
+        return assemble(text, read_csv(existing_file(path), target, columns), None, options)
     if path.exists():
         raise DataError(f"{text}: unknown kind of file; expected {_SPECS}")
     raise DataError(f"{text}: unknown data set, and no such file or directory; expected {_SPECS}")

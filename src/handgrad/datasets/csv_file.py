@@ -5,22 +5,23 @@ from __future__ import annotations
 import csv
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from handgrad.datasets.dataset import Array, DataError
+from handgrad.datasets.dataset import Array, Columns, DataError
 from handgrad.datasets.parts import Part
 
 TARGET_NAMES = ("label", "target", "y")
 
 
-def read_csv(path: Path, target: str | int | None) -> Part:
+def read_csv(path: Path, target: str | int | None, columns: Columns | None = None) -> Part:
     """Features and target column of ``path``; a target of whole numbers becomes integers.
 
     The target is column ``target`` (name, or number from 0, negative from the end); by default the column
-    named label, target or y, else the last.
+    named label, target or y, else the last.  With ``columns`` and a header, features and target are the
+    columns of these names, in this order, and other columns are left aside.
     """
     names, table, place = read_table(path)
     width = table.shape[1]
@@ -28,8 +29,14 @@ def read_csv(path: Path, target: str | int | None) -> Part:
         raise DataError(
             f"{path}: 1 column, expected at least one feature and the target; separate the fields by commas"
         )
-    index = target_column(path, names, width, target)
-    feature_columns = [column for column in range(width) if column != index]
+    if columns is not None and has_names(names):
+        *feature_columns, index = columns_named(path, names, (*columns.features, columns.target))
+    else:
+        index = target_column(path, names, width, target)
+        feature_columns = [column for column in range(width) if column != index]
+        columns = None
+        if has_names(names) and len(set(names)) == width:
+            columns = Columns(tuple(names[column] for column in feature_columns), names[index])
     X, y = table[:, feature_columns], table[:, index]
     if bool((np.isfinite(y) & (y == np.floor(y)) & (np.abs(y) < 2**53)).all()):
         y = y.astype(np.int64)
@@ -40,6 +47,7 @@ def read_csv(path: Path, target: str | int | None) -> Part:
         f"{path}: column {index + 1}" + (f" ({names[index]})" if names and names[index] else ""),
         lambda row, column: place(row, feature_columns[column]),
         lambda row, column: place(row, index),
+        columns=columns,
     )
 
 
@@ -148,10 +156,33 @@ def target_column(path: Path, names: list[str], width: int, target: str | int | 
     try:
         index = int(target)
     except ValueError:
-        held = ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "no names"
+        held = _listed(names) if names else "no names"
         raise DataError(
             f"{path}: no column named {target!r} (the header has {held}); name one of them"
         ) from None
     if not -width <= index < width:
         raise DataError(f"{path}: no column {index}; the target is a column from {-width} to {width - 1}")
     return index % width
+
+
+def has_names(names: list[str]) -> bool:
+    """Whether a header names its columns: one that only counts them says no more than their places do."""
+    return any(name and not _is_number(name) for name in names)
+
+
+def columns_named(path: Path, names: list[str], wanted: Sequence[str]) -> list[int]:
+    """The number of the column of each ``wanted`` name; each must be there, and once."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise DataError(
+            f"{path}: no column named {_listed(missing)} (the header has {_listed(names)}); "
+            "name the columns as in the training"
+        )
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: more than one column named {_listed(twice)}; keep the one of the training")
+    return [names.index(name) for name in wanted]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name or "''" for name in names[:12]) + (", …" if len(names) > 12 else "")

@@ -25,6 +25,13 @@ class LabelError(DataError):
         self.found = found
 
 
+class Columns(NamedTuple):
+    """The names that the header of a ``.csv`` gives its features, in their order, and its target."""
+
+    features: tuple[str, ...]
+    target: str
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Samples and their targets.
@@ -32,6 +39,7 @@ class Dataset:
     ``X`` is (N, D): uint8, float32 or float64, C-contiguous, possibly memory-mapped.  The network sees
     ``X * scale + shift``, so that images stay one byte a pixel until they are used.
     ``y`` is (N,) int64 with labels 0 … ``classes`` - 1, or (N, C) float where ``classes`` is 0 (regression).
+    ``columns`` are the names of both, where they have some.
     """
 
     X: Array
@@ -40,6 +48,7 @@ class Dataset:
     shift: float = 0.0
     classes: int = 0
     name: str = ""
+    columns: Columns | None = None
 
     def __len__(self) -> int:
         return len(self.X)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from handgrad.datasets.csv_file import read_table, target_column
-from handgrad.datasets.dataset import EMBEDDED, Array, DataError, Dataset, existing_file
+from handgrad.datasets.csv_file import columns_named, has_names, read_table, target_column
+from handgrad.datasets.dataset import EMBEDDED, Array, Columns, DataError, Dataset, existing_file
 from handgrad.datasets.idx import FILES, file_names, read_idx
 from handgrad.datasets.numpy_files import feature_key, map_npy, read_npz
 from handgrad.datasets.parts import checked_features, looks_like_images
@@ -17,18 +17,25 @@ Place = Callable[[int, int], str]
 
 
 def load_features(
-    spec: str | Path, columns: int, *, target: str | int | None = None, scale: float | None = None
+    spec: str | Path,
+    columns: int,
+    *,
+    target: str | int | None = None,
+    scale: float | None = None,
+    named: Columns | None = None,
 ) -> Dataset:
     """The features of ``spec``, ``columns`` a sample; ``y`` is (N, 0), ``classes`` 0.
 
     Takes what :func:`handgrad.datasets.load` takes, and features alone: ``X.npy`` (memory-mapped), an .npz
     with X, a .csv without its target column (a .csv of ``columns`` + 1 columns loses column ``target``,
-    chosen as in ``load``), one IDX file of images.  Where there is a test part, it is taken; nothing is
-    held out.  ``scale`` as in ``load``; give the training data's, so that pixels mean what they meant there.
+    chosen as in ``load``), one IDX file of images.  With ``named``, the training data's ``columns``, a .csv
+    with a header gives the features of these names, in this order; other columns are left aside.  Where there
+    is a test part, it is taken; nothing is held out.  ``scale`` as in ``load``; give the training data's, so
+    that pixels mean what they meant there.
     Raises :class:`DataError` as ``load`` does.
     """
     text = str(spec)
-    X, name, place = _read(text, columns, target)
+    X, name, place = _read(text, columns, target, named)
     X = checked_features(X, name, place or (lambda row, column: f"{name}: row {row}, column {column}"))
     if X.shape[1] != columns:
         raise DataError(f"{name}: {X.shape[1]} features a sample, expected {columns}; give the same columns")
@@ -38,7 +45,9 @@ def load_features(
     return Dataset(X, np.empty((len(X), 0), dtype=np.float32), scale, name=text)
 
 
-def _read(text: str, columns: int, target: str | int | None) -> tuple[Array, str, Place | None]:
+def _read(
+    text: str, columns: int, target: str | int | None, named: Columns | None
+) -> tuple[Array, str, Place | None]:
     path = Path(text).expanduser()
     if text == "mnist-subset":
         path = EMBEDDED
@@ -60,6 +69,8 @@ def _read(text: str, columns: int, target: str | int | None) -> tuple[Array, str
         return read_idx(path, labels=False), str(path), None
     names, table, place = read_table(path)
     kept = list(range(table.shape[1]))
-    if len(kept) == columns + 1:
+    if named is not None and has_names(names):
+        kept = columns_named(path, names, named.features)
+    elif len(kept) == columns + 1:
         kept.remove(target_column(path, names, len(kept), target))
     return table[:, kept], str(path), lambda row, column: place(row, kept[column])

@@ -21,6 +21,7 @@ from handgrad.datasets.dataset import Array, DataError
 from handgrad.datasets.idx import DEFLATE_RATIO, fill
 
 STANDARD_NAMES = ("X", "y", "X_train", "y_train", "X_test", "y_test")
+_SAVE_NUMBERS = "save features as X.astype('float32'), labels as numpy.unique(labels, return_inverse=True)[1]"
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError, tokenize.TokenError)
 _BAD_ARCHIVE = (
     zipfile.BadZipFile,
@@ -151,11 +152,10 @@ def read_header(stream: IO[bytes], place: str) -> tuple[tuple[int, ...], bool, n
         raise DataError(f"{place}: truncated or damaged .npy header ({detail}); save it again") from None
     if dtype.hasobject:
         raise DataError(
-            f"{place}: dtype {dtype} is a pickle of Python objects, which is never loaded; "
-            "save an array of numbers, X.astype('float32')"
+            f"{place}: dtype {dtype} is a pickle of Python objects, which is never loaded; {_SAVE_NUMBERS}"
         )
     if dtype.kind not in "biuf":
-        raise DataError(f"{place}: dtype {dtype}, expected integers or floats; save X.astype('float32')")
+        raise DataError(f"{place}: dtype {dtype}, expected integers or floats; {_SAVE_NUMBERS}")
     if not all(0 <= size < 2**48 for size in shape):
         raise DataError(f"{place}: damaged .npy header: shape {shape}; save it again")
     return shape, fortran, dtype

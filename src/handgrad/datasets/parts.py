@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from handgrad.datasets.dataset import Array, DataError, Dataset, LabelError, Split
+from handgrad.datasets.dataset import Array, Columns, DataError, Dataset, LabelError, Split
 
 SCAN_BYTES = 8 << 20  # a scan over the data holds this much of it at a time
 TASKS = ("auto", "classification", "regression")
@@ -24,6 +24,7 @@ class Part:
     X_place: Callable[[int, int], str]
     y_place: Callable[[int, int], str]
     mapped: bool = False  # stays on disk: never copied as a whole
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def assemble(name: str, train: Part, test: Part | None, options: Options) -> Spl
     for array in (*features, *targets):
         array.flags.writeable = False
     return Split(
-        *(Dataset(X, y, scale, 0.0, classes, name) for X, y in zip(features, targets, strict=True)),
+        *(
+            Dataset(X, y, scale, 0.0, classes, name, train.columns)
+            for X, y in zip(features, targets, strict=True)
+        ),
     )
 
 
@@ -211,12 +215,16 @@ def count_classes(parts: list[Part], labels: list[Array], classes: int | None) -
     present = np.unique(np.concatenate(labels))
     place = parts[0].y_place(int(train.argmax()), 0)
     if present[0] != 0:
-        raise DataError(
-            f"{parts[0].y_name}: labels run from {present[0]} to {count - 1}, expected 0 to classes - 1; "
-            f'subtract {present[0]}, give classes={count}, or say task="regression"'
+        raise LabelError(
+            f"{parts[0].y_name}: labels run from {present[0]} to {count - 1}",
+            f"expected 0 to classes - 1; subtract {present[0]}, give classes={count}, "
+            'or say task="regression"',
         )
     if count == 1:
-        raise DataError(f"{parts[0].y_name}: every label is 0; give at least two classes, or classes=2")
+        raise LabelError(
+            f"{parts[0].y_name}: every label is 0",
+            "expected at least two classes; give samples of both, or classes=2",
+        )
     if 2 * len(present) < count:
         raise LabelError(
             f"{place} is label {count - 1}",
