@@ -63,7 +63,8 @@ def profile(
             "--gpu",
             metavar="NAME",
             help="Also predict (not measure) a kernel's time at best on this GPU: A100, H100, ...; may be "
-            "repeated. A plan predicts for every GPU without it.",
+            "repeated. A plan predicts for every GPU without it; not with FILE.cu, whose operations are "
+            "unknown.",
         ),
     ] = None,
     folder: KernelsOption = None,
@@ -114,6 +115,11 @@ def profile(
         if files:
             if shape or full_size:
                 raise wrong("--shape", "none with a FILE.cu", "one", "its launch description has the shapes")
+            if gpu:
+                remedy = (
+                    "a predicted time needs the kernel's operations, known of the project's kernels alone"
+                )
+                raise wrong("--gpu", "none with a FILE.cu", " ".join(gpu), remedy)
             from handgrad.proof.file_traffic import profile_file
 
             source, description = _file_and_launch(kernels or [], launch)
