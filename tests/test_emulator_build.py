@@ -137,6 +137,22 @@ def test_message_of_a_kernel_that_does_not_compile(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["add.cu", "amount.cuh"])
+def test_a_source_that_is_no_utf8_is_named_with_its_line(cache: Path, source: Path, name: str) -> None:
+    path = source.with_name(name)
+    path.write_bytes(b"// one\n// caf\xe9\n" + path.read_bytes())
+    with pytest.raises(
+        emulator.EmulatorError, match=rf"^{re.escape(name)}:2: expected UTF-8, got .*0xe9; save"
+    ):
+        added(source)
+
+
+def test_a_header_of_any_encoding_that_nobody_includes_is_let_be(cache: Path, source: Path) -> None:
+    source.with_name("other.cuh").write_bytes(b"// caf\xe9\n#include <math.h>\n")
+    assert build.library_headers(build.source_files(source)) == ["math.h"]
+    assert added(source) == 1
+
+
 def test_missing_source() -> None:
     with pytest.raises(emulator.EmulatorError, match=r"absent\.cu: no such kernel source"):
         emulator.launch(FOLDER / "absent.cu", "add", (1,), (1,), (), 0)

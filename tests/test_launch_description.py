@@ -113,6 +113,11 @@ def test_several_launches_and_several_kernels(tmp_path: Path) -> None:
     assert found[2].block == (3, 4, 5)
 
 
+def test_no_launch_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^k\.toml: launch: expected \[\[launch\]\] tables, got \[\]$"):
+        read(tmp_path, "launch = []")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

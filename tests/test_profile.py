@@ -270,6 +270,7 @@ def test_a_kernel_of_ones_own_in_ten_seconds(tmp_path: Path, monkeypatch: pytest
             "--launch: expected a launch description, none.toml is no file; ",
         ),
         ((EXAMPLE, "--shape", "1,2,3,4"), "--shape: expected none with a FILE.cu, got one; "),
+        ((EXAMPLE, "--gpu", "H100"), "--gpu: expected none with a FILE.cu, got H100; "),
     ],
 )
 def test_a_wrong_call_is_told_in_one_line(arguments: tuple[Any, ...], words: str) -> None:

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from command_line import handgrad, refused, succeeds
+from command_line import handgrad, refused, report, succeeds
 
 from handgrad import kernel
 from handgrad.emulator.errors import CompilerNotFound
@@ -184,10 +184,11 @@ ROW = {
 
 
 @needs_nvrtc
-def test_json_is_a_list_of_rows():
-    rows = json.loads(
-        succeeds("kernels", "sass", "loss.rows", "linear.reduce_partials", "--arch", "sm_90", "--json")
-    )
+def test_json_is_one_object_with_a_row_for_each_kernel():
+    found = report("kernels", "sass", "loss.rows", "linear.reduce_partials", "--arch", "sm_90")
+    assert found.keys() == {"schema", "kernels"}
+    assert found["schema"] == "handgrad.sass/1"
+    rows = found["kernels"]
     assert {row["kernel"].split("<")[0] for row in rows} == {"loss_rows", "reduce_partials"}
     assert all(row["arch"] == "sm_90" and row.keys() >= ROW for row in rows)
     row = next(row for row in rows if row["kernel"] == "loss_rows<float, CrossEntropy, 16>")
@@ -225,7 +226,7 @@ def test_the_table(monkeypatch):
 def test_an_expression_that_is_not_watched():
     wanted = "gather_rows<double, float, 1>"
     assert wanted not in [one.expression for one in budgets.chosen()]
-    (row,) = json.loads(succeeds("kernels", "sass", wanted, "--arch", "sm_80", "--json"))
+    (row,) = report("kernels", "sass", wanted, "--arch", "sm_80")["kernels"]
     assert (row["kernel"], row["arch"]) == (wanted, "sm_80")
 
 
@@ -279,7 +280,7 @@ def test_without_a_compiler_only_the_occupancy_is_unknown(monkeypatch):
     result = handgrad("kernels", "sass", "reduce_partials", "--arch", "sm_90", "--json")
     occupancy._library.cache_clear()
     assert result.exit_code == 0, result.stderr
-    (row,) = json.loads(result.stdout)
+    (row,) = json.loads(result.stdout)["kernels"]
     assert row["occupancy"] is None
     assert row["blocks_per_sm"] is None
     assert row["registers"] > 0
@@ -304,7 +305,7 @@ def test_it_needs_nothing_on_the_path(tmp_path, compiler):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads(result.stdout)
+    (row,) = json.loads(result.stdout)["kernels"]
     assert row["kernel"] == "reduce_partials<float>"
     assert row["registers"] > 0
     if compiler == "none" or importlib.util.find_spec("ziglang") is None:

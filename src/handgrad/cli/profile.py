@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handgrad.cli.errors import wrong
+from handgrad.cli.errors import FAILED, wrong
 from handgrad.cli.options import JsonOption, KernelsOption, kernels_from
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def profile(
             "--gpu",
             metavar="NAME",
             help="Also predict (not measure) a kernel's time at best on this GPU: A100, H100, ...; may be "
-            "repeated. A plan predicts for every GPU without it.",
+            "repeated. A plan predicts for every GPU without it; not with FILE.cu, whose operations are "
+            "unknown.",
         ),
     ] = None,
     folder: KernelsOption = None,
@@ -74,7 +75,8 @@ def profile(
     Of each buffer: the bytes that any kernel would have to move, those requested, moved (32-byte sectors of
     each warp's request) and distinct, and the sectors against the least possible; of shared memory:
     wavefronts against the least possible; barriers and warp collectives.  Emulated: the counts are exact, and
-    say nothing of time.  docs/profile.md describes the figures and the JSON.
+    say nothing of time.  Exit code 1 where a kernel accesses memory that it was not given.  docs/profile.md
+    describes the figures and the JSON.
     """
     from handgrad import gpus
     from handgrad.cli.output import console, print_json
@@ -113,8 +115,15 @@ def profile(
         if files:
             if shape or full_size:
                 raise wrong("--shape", "none with a FILE.cu", "one", "its launch description has the shapes")
+            if gpu:
+                remedy = (
+                    "a predicted time needs the kernel's operations, known of the project's kernels alone"
+                )
+                raise wrong("--gpu", "none with a FILE.cu", " ".join(gpu), remedy)
+            from handgrad.proof.file_traffic import profile_file
+
             source, description = _file_and_launch(kernels or [], launch)
-            profiles = traffic.profile_file(source, description)
+            profiles = profile_file(source, description)
         else:
             if launch is not None:
                 raise wrong("--launch", "a FILE.cu for it", "none", "write handgrad kernels profile FILE.cu")
@@ -130,6 +139,8 @@ def profile(
                 "launches": [one.as_row(chosen_gpus) for one in profiles],
             }
         )
+    if any(one.out_of_bounds() for one in profiles):
+        raise typer.Exit(FAILED)
 
 
 def _shapes(given: Sequence[str] | None, full_size: bool) -> tuple[Shape, ...]:
@@ -176,11 +187,19 @@ def _print(out: Console, profiles: Sequence[Profile], chosen_gpus: Sequence[str]
                 ("yellow", "rows that are no whole sectors") if is_listed else ("red", "over the bar")
             )
             out.print(f"  [{style}]{word}[/{style}]: {escape(line)}", soft_wrap=True)
+        for line in one.out_of_bounds():
+            out.print(f"  [red]out of bounds[/red]: {escape(line)}", soft_wrap=True)
         out.print()
     bars = f"{traffic.COALESCING_BAR} (sectors) and {traffic.CONFLICTS_BAR} (wavefronts)"
     launches = f"{len(profiles)} launch{'es' * (len(profiles) != 1)}, {WHERE}"
     found = f"{over}, and {unaligned} where rows are no whole sectors"
     out.print(f"{launches}; over the bars of {bars}: {found}", soft_wrap=True)
+    outside = sum(len(one.out_of_bounds()) for one in profiles)
+    if outside:
+        remedy = "`handgrad kernels sanitize` says by which threads"
+        out.print(
+            f"[red]out of bounds[/red] at {outside} place{'s' * (outside != 1)}; {remedy}", soft_wrap=True
+        )
 
 
 def _print_launch(out: Console, one: Profile, chosen_gpus: Sequence[str]) -> None:

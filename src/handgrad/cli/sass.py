@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from handgrad.proof.figures import Figures
+
+SCHEMA = "handgrad.sass/1"
 
 
 def sass(
@@ -49,7 +50,7 @@ def sass(
     Compiled for each architecture with the flags of a launch, and disassembled: needs neither GPU, driver nor
     nvcc, but the extra machine-code.  Nothing here is measured.
     """
-    from handgrad.cli.output import console, plain
+    from handgrad.cli.output import console, print_json
     from handgrad.proof import budgets
     from handgrad.proof.figures import measure
 
@@ -65,7 +66,7 @@ def sass(
     for architecture in archs:
         _print_table(out, [row for row in rows if row.arch == architecture], architecture)
     if as_json:
-        print(json.dumps(plain([row.as_row() for row in rows]), allow_nan=False), flush=True)
+        print_json({"schema": SCHEMA, "kernels": [row.as_row() for row in rows]})
     if any(row.occupancy is None for row in rows):
         out.print("occupancy: unknown without a C++ compiler; see `handgrad doctor`", soft_wrap=True)
     if refresh:

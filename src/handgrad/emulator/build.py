@@ -22,7 +22,7 @@ from pathlib import Path
 from handgrad.emulator.compiler import Compiler, cache_directory, environment, find_compiler, processor
 from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.settings import current_settings
-from handgrad.emulator.source import launch_bound, with_dynamic_shared
+from handgrad.emulator.source import launch_bound, read_source, with_dynamic_shared
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
 RUNTIME_SOURCES = ("scheduler.cpp", "meetings.cpp", "run_grid.cpp", "context.cpp", "tensor_core.cpp")
@@ -200,7 +200,7 @@ def included(source: Path) -> list[Path]:
     """``source``, what it includes by name, and what that includes."""
     found = [source]
     for path in found:  # grows meanwhile
-        for name in re.findall(r'^\s*#\s*include\s*"([^"\n]+)"', path.read_text(), re.MULTILINE):
+        for name in re.findall(r'^\s*#\s*include\s*"([^"\n]+)"', read_source(path), re.MULTILINE):
             header = Path(os.path.normpath(path.parent / name))
             if header not in found and header.is_file():
                 found.append(header)
@@ -296,7 +296,8 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
     flags += MODES[mode].gcc_flags if compiler.kind == "g++" else MODES[mode].clang_flags
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="build-") as name:
         scratch = Path(name)
-        (scratch / "unit.cpp").write_text(translation_unit(source, expressions, MODES[mode].unnamed))
+        unit = translation_unit(source, expressions, MODES[mode].unnamed)
+        (scratch / "unit.cpp").write_text(unit, encoding="utf-8")
         compile_command = (
             *compiler.command, *flags, "-I", str(source.parent), "-I", str(RUNTIME),
             "-include", "emulated_cuda.h", "-c", str(scratch / "unit.cpp"), "-o", str(scratch / "unit.o"),
@@ -323,7 +324,7 @@ def _compile(source: Path, expressions: Sequence[str], mode: str) -> None:
 
 def translation_unit(source: Path, expressions: Sequence[str], unnamed: bool = False) -> str:
     """C++ that includes the source, in an unnamed namespace if asked, and exports the kernels."""
-    text = source.read_text()
+    text = read_source(source)
     declarations: dict[str, None] = {}
     exports = []
     for expression in expressions:
@@ -349,8 +350,11 @@ def translation_unit(source: Path, expressions: Sequence[str], unnamed: bool = F
 
 def library_headers(files: Sequence[Path]) -> list[str]:
     """What ``files`` include in angle brackets."""
-    found = (re.findall(r"^\s*#\s*include\s*<([^>\n]+)>", path.read_text(), re.MULTILINE) for path in files)
-    return list(dict.fromkeys(name for names in found for name in names))
+    pattern = re.compile(
+        rb"^\s*#\s*include\s*<([^>\n]+)>", re.MULTILINE
+    )  # a header beside may be of any encoding
+    found = (pattern.findall(path.read_bytes()) for path in files)
+    return list(dict.fromkeys(name.decode(errors="replace") for names in found for name in names))
 
 
 def _run(command: Sequence[str], folder: Path, what: str) -> None:

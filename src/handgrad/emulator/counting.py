@@ -23,7 +23,7 @@ from handgrad.emulator.build import RUNTIME, build
 from handgrad.emulator.launch import CompiledKernel, launch_through
 from handgrad.emulator.line_table import source_lines
 from handgrad.emulator.settings import current_settings
-from handgrad.emulator.source import parameter_names
+from handgrad.emulator.source import parameter_names, read_source
 
 SECTOR_BYTES = 32
 
@@ -205,7 +205,7 @@ class CountedKernel(CompiledKernel):
 
     def _arrays(self, args: Sequence[Any]) -> list[tuple[str, int, int]]:
         """Name, begin and end of each argument that is an array; those that overlap become one."""
-        names = parameter_names(self._source.read_text(), self._expression)
+        names = parameter_names(read_source(self._source), self._expression)
         if len(names) != len(args):
             names = [f"argument {position}" for position in range(len(args))]
         found = []

@@ -29,7 +29,7 @@ from handgrad.emulator.settings import (
     current_settings,
     resident_blocks,
 )
-from handgrad.emulator.source import parameter_names
+from handgrad.emulator.source import parameter_names, read_source
 
 
 class _Parameter(ctypes.Structure):  # runtime/emulated/kernel.h: Parameter
@@ -310,7 +310,7 @@ class CompiledKernel:
             try:
                 values.append(parameter.value(argument))
             except TypeError as error:
-                names = parameter_names(self._source.read_text(), self._expression)
+                names = parameter_names(read_source(self._source), self._expression)
                 name = f" ({names[position]})" if len(names) == len(args) else ""
                 raise TypeError(
                     f"{self.name}: argument {position}{name}: expected {parameter}, {error}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from handgrad.emulator.errors import EmulatorError
 
 _COMMENT_OR_STRING = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 _DYNAMIC_SHARED = re.compile(
@@ -12,6 +15,18 @@ _DYNAMIC_SHARED = re.compile(
 _BOUNDS = re.compile(r"\s*(?:void\s+)?__launch_bounds__\s*\(")
 _NAME = re.compile(r"\s*(?:void\s+)?(\w+)\s*\(")
 _SIMPLE_EXPRESSION = re.compile(r"\s*(\w+)\s*(<.*>)?\s*", re.DOTALL)
+
+
+def read_source(path: Path) -> str:
+    """The text of a kernel source or header; ``EmulatorError`` names the line that is no UTF-8."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        remedy = "save the file as UTF-8, as `iconv -f latin1 -t utf-8` does where it is Latin-1"
+        got = f"the byte 0x{data[error.start]:02x}"
+        raise EmulatorError(f"{path.name}:{line}: expected UTF-8, got {got}; {remedy}") from None
 
 
 def without_comments(text: str) -> str:

@@ -24,7 +24,7 @@ from handgrad.emulator.errors import EmulatorError
 from handgrad.emulator.launch import UNWRITTEN, CompiledKernel, launch_through
 from handgrad.emulator.lines import line_of, with_shared_names
 from handgrad.emulator.settings import current_settings
-from handgrad.emulator.source import parameter_names
+from handgrad.emulator.source import parameter_names, read_source
 
 SEARCHES = ("memory", "races", "initialisation")
 MODES = {"memory": "memory", "races": "accesses", "initialisation": "accesses"}  # of build.MODES
@@ -175,7 +175,7 @@ class WatchedKernel(CompiledKernel):
             buffer.memory[...] = first
 
     def _buffers(self, args: Sequence[Any]) -> list[Buffer]:
-        names = parameter_names(self._source.read_text(), self._expression)
+        names = parameter_names(read_source(self._source), self._expression)
         if len(names) != len(args):
             names = [f"argument {position}" for position in range(len(args))]
         spans = []

@@ -142,7 +142,7 @@ def read(path: Path) -> tuple[LaunchDescription, ...]:
     others = [key for key in data if key != "launch"]
     if others:
         raise ValueError(f"{path.name}: {others[0]}: expected inside a [[launch]] table, got it beside them")
-    if not isinstance(launches, list) or not all(isinstance(one, dict) for one in launches):
+    if not isinstance(launches, list) or not launches or not all(isinstance(one, dict) for one in launches):
         raise ValueError(f"{path.name}: launch: expected [[launch]] tables, got {launches!r}")
     return tuple(
         described

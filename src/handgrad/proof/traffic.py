@@ -1,7 +1,8 @@
 """Profiles of launches without a GPU: counted traffic beside the bytes that any kernel would have to move.
 
-``handgrad kernels profile`` prints what :func:`profile_steps` and :func:`profile_file` give.  Everything is
-counted on the emulator (``proof/counters.py``); operations come from formulas; times are predicted.
+``handgrad kernels profile`` prints what :func:`profile_steps` gives, and ``profile_file`` of
+``proof/file_traffic.py``.  Everything is counted on the emulator (``proof/counters.py``); operations come
+from formulas; times are predicted.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from handgrad import emulator, gpus
-from handgrad.emulator.counting import SECTOR_BYTES, SHARED, LaunchCounts, PlaceCounts, counting
-from handgrad.emulator.errors import LaunchError
+from handgrad.emulator.counting import ELSEWHERE, SECTOR_BYTES, SHARED, LaunchCounts, PlaceCounts, counting
 from handgrad.emulator.launch import launch_through
 from handgrad.kernel import Entry, catalogue
-from handgrad.proof import launch_description, operations
+from handgrad.proof import operations
 from handgrad.proof.counters import GlobalTraffic, SharedTraffic, global_traffic, shared_traffic
 from handgrad.proof.step_calls import Call, Expected, calls
 
@@ -139,6 +139,15 @@ class Profile:
                 )
         return found
 
+    def out_of_bounds(self) -> list[str]:
+        """One line for each place that accesses memory which the kernel was not given."""
+        return [
+            f"{place.access} of {place.lanes * place.bytes} bytes in no memory that the kernel was given, "
+            f"{_line(place)}"
+            for place in self.counts.places
+            if place.buffer == ELSEWHERE
+        ]
+
     def _places(self, buffer: str, access: str, cost: str) -> str:
         worst = [
             place
@@ -191,6 +200,7 @@ class Profile:
             "shared_memory": {access: _shared_row(one) for access, one in self.shared.items()},
             "places": [vars(place) for place in counts.places],
             "over_bar": self.over(),
+            "out_of_bounds": self.out_of_bounds(),
             "predicted_not_measured": [
                 {"gpu": one.gpu.name, "seconds": one.seconds, "bound": one.bound} for one in predictions
             ],
@@ -282,29 +292,4 @@ def _launched(call: Call) -> dict[tuple[Path, str], None]:
 
     with launch_through(note):
         call.run()
-    return found
-
-
-# ---- a kernel of one's own -------------------------------------------------------------------------------
-
-
-def profile_file(source: Path, description: Path) -> list[Profile]:
-    """Profiles of the launches of ``source`` that the TOML file ``description`` describes.
-
-    Raises ``ValueError`` for a wrong description and one that does not fit its kernel, ``EmulatorError`` for
-    a kernel that does not compile or does what a GPU forbids.
-    """
-    launches = launch_description.read(description)
-    emulator.prebuild([(source, one.kernel) for one in launches], mode="count")
-    found = []
-    for one in launches:
-        arguments = one.make_arguments(emulator)
-        try:
-            with counting() as counted:
-                emulator.launch(
-                    source, one.kernel, one.grid, one.block, arguments, one.shared, one.cooperative
-                )
-        except (TypeError, LaunchError) as error:  # it does not fit the kernel, or no GPU takes it
-            raise ValueError(f"{one.place}: {error}") from None
-        found += [Profile(counts) for counts in counted]
     return found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from handgrad import emulator
 from handgrad.arrays import to_numpy
-from handgrad.emulator.source import parameter_names, without_comments
+from handgrad.emulator.source import parameter_names, read_source, without_comments
 from handgrad.proof.guarded import Memory
 from handgrad.proof.launch_description import LaunchDescription
 from handgrad.proof.trials import Trial
@@ -65,7 +65,7 @@ def _run_launch(source: Path, described: LaunchDescription) -> Outcome:
     geometry = (described.grid, described.block)
     more = (described.shared, described.cooperative)
     emulator.launch(source, described.kernel, *geometry, made, *more)
-    names = parameter_names(source.read_text(), described.kernel)
+    names = parameter_names(read_source(source), described.kernel)
     results, problems = [], []
     for position, (argument, array) in enumerate(zip(described.arguments, made, strict=True)):
         if argument.shape is None or argument.fill == "scratch":
@@ -86,7 +86,7 @@ def _run_launch(source: Path, described: LaunchDescription) -> Outcome:
 def declaration_of(source: Path, expression: str) -> str:
     """``"file.cu:12"`` of the kernel's declaration, or the file's name alone."""
     name = expression.split("<")[0].split("::")[-1].strip()
-    lines = without_comments(source.read_text()).splitlines()
+    lines = without_comments(read_source(source)).splitlines()
     for number, line in enumerate(lines, 1):
         following = " ".join(lines[number - 1 : number + 2])
         if "__global__" in line and name in following.replace("(", " ").replace("__global__", "").split():
