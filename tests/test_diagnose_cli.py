@@ -65,6 +65,13 @@ def test_a_file_whose_second_call_raises(write: Any) -> None:
     assert "assert not calls" in result.stdout
 
 
+def test_a_file_that_pops_a_parameter(write: Any) -> None:
+    text = RIGHT.replace('params["b1"]', 'params.pop("b1")', 1)
+    result = handgrad("diagnose", write(text))
+    assert result.exit_code == 0, result.stdout
+    assert "Your function changes b1 in place." in result.stdout
+
+
 def test_a_wrong_file(write: Any) -> None:
     result = handgrad("diagnose", write(NO_MASK))
     assert result.exit_code == 1

@@ -242,6 +242,24 @@ def test_a_function_that_updates_in_place(n: Network) -> None:
     np.testing.assert_array_equal(net.parameters["W2"], n.W2)
 
 
+@pytest.mark.parametrize(
+    "value", [None, [1, [2]], "b1", np.ones(99)], ids=["taken out", "ragged", "text", "shape"]
+)
+def test_a_function_that_spoils_its_dict_is_judged_by_its_gradient(n: Network, value: Any) -> None:
+    def function(X: Any, y: Any, params: Any) -> Any:
+        b1 = params.pop("b1")
+        Z1 = X @ params["W1"] + b1
+        dZ2 = 2 * (np.maximum(Z1, 0) @ params["W2"] + params["b2"] - y) / y.size
+        dZ1 = dZ2 @ params["W2"].T * (Z1 > 0)
+        if value is not None:
+            params["b1"] = value
+        return {"W1": X.T @ dZ1, "b1": dZ1.sum(0), "W2": np.maximum(Z1, 0).T @ dZ2, "b2": dZ2.sum(0)}
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert found.correct, str(found)
+    assert [note for note in found.notes if "changes b1 in place" in note]
+
+
 class Sigmoid:
     """The notebook's class, with its fault."""
 

@@ -22,7 +22,7 @@ class Called:
     ``repeated`` is the factor from the first result to the second: 1 where they are equal, 2 where gradients
     add up, nan where they differ by no one number; None where it is not known: the second call raised
     (``raised_again``), or the results are no numbers.  ``changed`` names parameters that the function changed
-    in place.
+    in place, replaced or took out of the dict.
     """
 
     values: Any = None
@@ -58,7 +58,7 @@ def call(
                 return called
             called.raised_again = failure_of(error, file)
         if attempt == 0:
-            called.changed = [name for name in stored if not np.array_equal(before[name], _host(given[name]))]
+            called.changed = [name for name in stored if not _same(before[name], given.get(name))]
             results[0] = _frozen(results[0])
     called.values = results[0]
     if len(results) == 2:
@@ -93,6 +93,14 @@ def _host(value: Any) -> NDArray[Any]:
     elif type(value).__module__.split(".")[0] == "cupy":
         value = value.get()
     return np.asarray(value)
+
+
+def _same(before: NDArray[Any], value: Any) -> bool:
+    """Whether ``value``, anything that the function left there, still holds the numbers of ``before``."""
+    try:
+        return np.array_equal(before, _host(value))
+    except Exception:  # no array of numbers any more, as [1, [2]]
+        return False
 
 
 def _frozen(values: Any) -> Any:
