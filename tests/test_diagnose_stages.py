@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,33 @@ def test_a_function_that_spoils_its_dict_is_judged_by_its_gradient(n: Network, v
     found = diagnose(function, net_of(n), n.X, n.y)
     assert found.correct, str(found)
     assert [note for note in found.notes if "changes b1 in place" in note]
+
+
+def test_a_function_that_exits_ends_no_caller(n: Network) -> None:
+    def function(X: Any, y: Any, params: Any) -> Any:
+        sys.exit(4)
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert not found.correct
+    assert "It raised SystemExit: 4, at line" in found.causes[0].explanation
+    assert "sys.exit(4)" in found.causes[0].explanation
+
+
+def test_a_second_call_that_exits_is_a_note(n: Network) -> None:
+    calls = []
+
+    def function(X: Any, y: Any, params: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            sys.exit("enough")
+        return right(n)
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert found.correct, str(found)
+    assert any(
+        "second call of your function on the same data raised SystemExit: enough" in note
+        for note in found.notes
+    )
 
 
 class Sigmoid:

@@ -52,7 +52,7 @@ def call(
         before = {name: np.array(_host(value)) for name, value in given.items()}
         try:
             results.append(function(_copy(X), _copy(y), given))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if attempt == 0:
                 called.failure = failure_of(error, file)
                 return called
