@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.gradients.attempt import as_float64
-from handgrad.gradients.failure import Failure, failure_of
+from handgrad.gradients.failure import Failure, failure_of, wrong_arguments
 
 
 @dataclass
@@ -54,7 +54,7 @@ def call(
             results.append(function(_copy(X), _copy(y), given))
         except (Exception, SystemExit) as error:
             if attempt == 0:
-                called.failure = failure_of(error, file)
+                called.failure = wrong_arguments(function, error) or failure_of(error, file)
                 return called
             called.raised_again = failure_of(error, file)
         if attempt == 0:
