@@ -148,7 +148,7 @@ def _ran(answer: Mapping[str, Any], arrays: Mapping[str, Floats], output: str) -
     raised_again = Failure.from_dict(dict(again)) if again else None
     names = ("activation", "output", "loss", "reduction", "layout", "lr", "weight_decay")
     return Ran(
-        Called(values, None, answer["repeated"], raised_again, list(answer["changed"])),
+        Called(values, None, answer["repeated"], raised_again, answer["changed"], answer["changed_data"]),
         {name: answer[name] for name in names},
         arrays["X"],
         arrays["y"],

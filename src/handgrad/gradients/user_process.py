@@ -81,7 +81,8 @@ def _run(request: Mapping[str, Any], answer: dict[str, Any], arrays: dict[str, A
     called = call(function, X, y, right, layout, request["file"])
     answer["y_drawn"] = getattr(module, "y", None) is None
     answer["function"] = function.__name__
-    answer["repeated"], answer["changed"] = called.repeated, called.changed
+    answer["repeated"] = called.repeated
+    answer["changed"], answer["changed_data"] = called.changed, called.changed_data
     for name in ("failure", "raised_again"):
         failure = getattr(called, name)
         answer[name] = failure.to_dict() if failure else None
