@@ -65,6 +65,13 @@ def test_a_file_whose_second_call_raises(write: Any) -> None:
     assert "assert not calls" in result.stdout
 
 
+def test_a_file_that_pops_a_parameter(write: Any) -> None:
+    text = RIGHT.replace('params["b1"]', 'params.pop("b1")', 1)
+    result = handgrad("diagnose", write(text))
+    assert result.exit_code == 0, result.stdout
+    assert "Your function changes b1 in place." in result.stdout
+
+
 def test_a_wrong_file(write: Any) -> None:
     result = handgrad("diagnose", write(NO_MASK))
     assert result.exit_code == 1
@@ -214,9 +221,31 @@ def test_wrong_targets(tmp_path: Path) -> None:
     assert "no such file" in refused("diagnose", tmp_path / "none.py")
     assert "no such file" in refused("diagnose", tmp_path / "none.npz")
     assert "expected my.py, my.py:function or attempt.npz" in refused("diagnose", tmp_path / "data.csv")
-    assert "--timeout: expected a number above 0" in refused(
-        "diagnose", tmp_path / "mine.py", "--timeout", "0"
-    )
+
+
+@pytest.mark.parametrize("timeout", ["0", "inf", "nan", "1e20", "1000001"])
+def test_a_timeout_that_no_timer_takes_is_refused(write: Any, timeout: str) -> None:
+    message = refused("diagnose", write(RIGHT), "--timeout", timeout)
+    assert "--timeout: expected a number above 0 and at most 1000000" in message
+
+
+def test_the_longest_timeout_runs(write: Any) -> None:
+    assert handgrad("diagnose", write(RIGHT), "--timeout", "1e6").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["random", "inspect", "numpy", "json", "handgrad"])
+def test_a_module_of_the_current_folder_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')\n")
+    (tmp_path / "near.py").write_text("two = 2\n")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "beside.py").write_text("one = 1\n")
+    text = "import beside\nimport near\n" + RIGHT.replace("2 * (Y", "beside.one * near.two * (Y")
+    (tmp_path / "x" / "mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    result = handgrad("diagnose", "x/mine.py")
+    assert result.exit_code == 0, result.stdout + result.stderr
 
 
 def test_numpy_prints_nothing_and_torch_tensors_come_through(write: Any) -> None:

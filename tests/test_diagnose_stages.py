@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,51 @@ def test_a_function_that_updates_in_place(n: Network) -> None:
     assert "lr = 0.3" in found.causes[0].explanation
     assert any("changes W2 in place" in note for note in found.notes)
     np.testing.assert_array_equal(net.parameters["W2"], n.W2)
+
+
+@pytest.mark.parametrize(
+    "value", [None, [1, [2]], "b1", np.ones(99)], ids=["taken out", "ragged", "text", "shape"]
+)
+def test_a_function_that_spoils_its_dict_is_judged_by_its_gradient(n: Network, value: Any) -> None:
+    def function(X: Any, y: Any, params: Any) -> Any:
+        b1 = params.pop("b1")
+        Z1 = X @ params["W1"] + b1
+        dZ2 = 2 * (np.maximum(Z1, 0) @ params["W2"] + params["b2"] - y) / y.size
+        dZ1 = dZ2 @ params["W2"].T * (Z1 > 0)
+        if value is not None:
+            params["b1"] = value
+        return {"W1": X.T @ dZ1, "b1": dZ1.sum(0), "W2": np.maximum(Z1, 0).T @ dZ2, "b2": dZ2.sum(0)}
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert found.correct, str(found)
+    assert [note for note in found.notes if "changes b1 in place" in note]
+
+
+def test_a_function_that_exits_ends_no_caller(n: Network) -> None:
+    def function(X: Any, y: Any, params: Any) -> Any:
+        sys.exit(4)
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert not found.correct
+    assert "It raised SystemExit: 4, at line" in found.causes[0].explanation
+    assert "sys.exit(4)" in found.causes[0].explanation
+
+
+def test_a_second_call_that_exits_is_a_note(n: Network) -> None:
+    calls = []
+
+    def function(X: Any, y: Any, params: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            sys.exit("enough")
+        return right(n)
+
+    found = diagnose(function, net_of(n), n.X, n.y)
+    assert found.correct, str(found)
+    assert any(
+        "second call of your function on the same data raised SystemExit: enough" in note
+        for note in found.notes
+    )
 
 
 class Sigmoid:

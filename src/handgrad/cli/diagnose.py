@@ -88,10 +88,11 @@ def diagnose(
     from handgrad.cli.output import console, print_json
     from handgrad.gradients.attempt import checked_layout
     from handgrad.gradients.settings import Settings, check_numbers
+    from handgrad.gradients.user_code import LONGEST
 
     out = console(as_json)
-    if not timeout > 0:
-        raise wrong("--timeout", "a number above 0", timeout)
+    if not 0 < timeout <= LONGEST:
+        raise wrong("--timeout", f"a number above 0 and at most {LONGEST:.0f}", timeout)
     settings = Settings(activation, output, loss, reduction)
     numbers = Numbers(lr, weight_decay)
     settings.check()  # before the file is run: else an exception of the file would hide a wrong option

@@ -73,6 +73,12 @@ def of_call(called: Called, attempt: Attempt, problem: Problem, layout: str | No
         attempt.notes.append(
             f"Your function changes {names} in place. The gradient must be finished before the update."
         )
+    copied = "clone()" if attempt.torch else "copy()"
+    for name in called.changed_data:
+        attempt.notes.append(
+            f"Your function changes {name} in place, so the next call gets other data. Work on a copy: "
+            f"{name} = {name}.{copied}. The right gradient here is that for the {name} of before."
+        )
     repeated = called.repeated
     accumulates = None if repeated is None else repeated > GROWS
     found = examine(attempt, problem, layout, accumulates)

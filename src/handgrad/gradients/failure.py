@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
@@ -88,6 +89,36 @@ def failure_of(error: BaseException, file: str | None = None) -> Failure:
     )
 
 
+def wrong_arguments(function: Callable[..., Any], error: BaseException) -> Failure | None:
+    """The failure of a function that three arguments do not fit, at its ``def``; None where they fit.
+
+    ``error`` is what the call raised.  Only one that comes from the call itself counts: a function may be
+    called through another, whose signature is another.
+    """
+    trace = error.__traceback__
+    if not isinstance(error, TypeError) or trace is None or trace.tb_next is not None:
+        return None
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        pass
+    except ValueError:  # of C: not known
+        return None
+    else:
+        return None
+    message = "your function must take (X, y, params)"
+    plain = inspect.unwrap(getattr(function, "func", function))  # func: of functools.partial
+    entered = "__init__" if isinstance(plain, type) else "__call__"
+    code = getattr(plain if hasattr(plain, "__code__") else getattr(plain, entered), "__code__", None)
+    file, first = (code.co_filename, code.co_firstlineno) if code is not None else ("", 1)
+    linecache.checkcache(file)
+    lines = linecache.getlines(file)[first - 1 :]  # from its first decorator
+    if not lines:
+        return Failure("arguments", f"{message}; {' '.join(str(error).split())}", "?", 0, "")
+    past = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("@")), 0)
+    return Failure("arguments", message, file.rsplit("/", 1)[-1], first + past, lines[past].strip())
+
+
 def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
     while trace is not None:
         yield trace
@@ -121,7 +152,7 @@ def explained(failure: Failure) -> Cause:
             break
     else:
         id, says, correction, confidence = "unknown", "Your code raised before there was a gradient", "", 0.99
-    if failure.type in ("timeout", "exit"):
+    if failure.type in ("timeout", "exit", "arguments"):
         says = (
             f"Your code gave no gradient: it {failure.message}"
             if failure.type == "timeout"

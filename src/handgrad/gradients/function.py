@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.gradients.attempt import as_float64
-from handgrad.gradients.failure import Failure, failure_of
+from handgrad.gradients.failure import Failure, failure_of, wrong_arguments
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Called:
     ``repeated`` is the factor from the first result to the second: 1 where they are equal, 2 where gradients
     add up, nan where they differ by no one number; None where it is not known: the second call raised
     (``raised_again``), or the results are no numbers.  ``changed`` names parameters that the function changed
-    in place.
+    in place, replaced or took out of the dict; ``changed_data`` names X and y if it changed them in place.
     """
 
     values: Any = None
@@ -30,6 +31,7 @@ class Called:
     repeated: float | None = None
     raised_again: Failure | None = None
     changed: list[str] = field(default_factory=list)
+    changed_data: list[str] = field(default_factory=list)
 
 
 def call(
@@ -50,15 +52,19 @@ def call(
     for attempt in range(2):
         given = {name: like(X, value) for name, value in stored.items()}
         before = {name: np.array(_host(value)) for name, value in given.items()}
+        data = {"X": _copy(X), "y": _copy(y)}
         try:
-            results.append(function(_copy(X), _copy(y), given))
-        except Exception as error:
+            results.append(function(data["X"], data["y"], given))
+        except (Exception, SystemExit) as error:
             if attempt == 0:
-                called.failure = failure_of(error, file)
+                called.failure = wrong_arguments(function, error) or failure_of(error, file)
                 return called
             called.raised_again = failure_of(error, file)
         if attempt == 0:
-            called.changed = [name for name in stored if not np.array_equal(before[name], _host(given[name]))]
+            called.changed = [name for name in stored if not _same(before[name], given.get(name))]
+            called.changed_data = [
+                name for name, value in (("X", X), ("y", y)) if not _same(value, data[name])
+            ]
             results[0] = _frozen(results[0])
     called.values = results[0]
     if len(results) == 2:
@@ -81,6 +87,8 @@ def like(X: Any, value: NDArray[Any]) -> Any:
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return copy.deepcopy(value)  # rows are lists too
     for name in ("clone", "copy"):
         if hasattr(value, name):
             return getattr(value, name)()
@@ -93,6 +101,15 @@ def _host(value: Any) -> NDArray[Any]:
     elif type(value).__module__.split(".")[0] == "cupy":
         value = value.get()
     return np.asarray(value)
+
+
+def _same(before: Any, value: Any) -> bool:
+    """Whether ``value``, anything that the function left there, still holds the numbers of ``before``."""
+    try:
+        a, b = _host(before), _host(value)
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
+    except Exception:  # no array of numbers any more, as [1, [2]]
+        return False
 
 
 def _frozen(values: Any) -> Any:

@@ -24,6 +24,7 @@ from handgrad.gradients.function import Called
 
 Floats = NDArray[Any]
 GRACE = 20.0  # seconds beyond the limit for the process to start, and to say where it stands
+LONGEST = 1e6  # seconds: more than the timers take on some systems (2³² ms) would be refused by them
 KEPT_OUTPUT = 8192  # characters of what the file printed, from its end
 
 
@@ -77,7 +78,8 @@ def run_file(path: Path, function: str | None, options: Mapping[str, Any], timeo
 
 def _finished(request: str, timeout: float) -> tuple[int | None, str]:
     """The exit code, None where it had to be ended, and the end of what was printed."""
-    command = [sys.executable, "-m", "handgrad.gradients.user_process", request]
+    # -P: a random.py in the current folder must not hide the standard module from the imports of this package
+    command = [sys.executable, "-P", "-m", "handgrad.gradients.user_process", request]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -148,7 +150,7 @@ def _ran(answer: Mapping[str, Any], arrays: Mapping[str, Floats], output: str) -
     raised_again = Failure.from_dict(dict(again)) if again else None
     names = ("activation", "output", "loss", "reduction", "layout", "lr", "weight_decay")
     return Ran(
-        Called(values, None, answer["repeated"], raised_again, list(answer["changed"])),
+        Called(values, None, answer["repeated"], raised_again, answer["changed"], answer["changed_data"]),
         {name: answer[name] for name in names},
         arrays["X"],
         arrays["y"],

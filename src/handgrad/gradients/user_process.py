@@ -4,9 +4,10 @@ REQUEST is a JSON file: ``file``, ``function`` (or null), ``options`` (settings 
 ``answer`` and ``arrays`` (where to write), ``timeout`` and ``hang`` (after how many seconds to end, and where
 to write the line that it stands at then).
 
-The file is imported under the name ``user_file``, its folder first on the path.  It defines a function
-``(X, y, params) -> gradients`` and may set ``X``, ``y``, ``params`` (or W1, b1, …), ``sizes`` (N, D, H, C),
-``activation``, ``output``, ``loss``, ``reduction``, ``layout``, ``lr``, ``weight_decay`` and ``seed``.
+The file is imported under the name ``user_file``, its folder first on the path, the current one last.  It
+defines a function ``(X, y, params) -> gradients`` and may set ``X``, ``y``, ``params`` (or W1, b1, …),
+``sizes`` (N, D, H, C), ``activation``, ``output``, ``loss``, ``reduction``, ``layout``, ``lr``,
+``weight_decay`` and ``seed``.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def _run(request: Mapping[str, Any], answer: dict[str, Any], arrays: dict[str, A
     called = call(function, X, y, right, layout, request["file"])
     answer["y_drawn"] = getattr(module, "y", None) is None
     answer["function"] = function.__name__
-    answer["repeated"], answer["changed"] = called.repeated, called.changed
+    answer["repeated"] = called.repeated
+    answer["changed"], answer["changed_data"] = called.changed, called.changed_data
     for name in ("failure", "raised_again"):
         failure = getattr(called, name)
         answer[name] = failure.to_dict() if failure else None
@@ -94,6 +96,7 @@ def _run(request: Mapping[str, Any], answer: dict[str, Any], arrays: dict[str, A
 def _imported(file: str) -> ModuleType:
     path = Path(file)
     sys.path.insert(0, str(path.parent))
+    sys.path.append(str(Path.cwd()))  # last: what is there can be imported and hides nothing
     specification = importlib.util.spec_from_file_location("user_file", path)
     if specification is None or specification.loader is None:
         raise WrongFile(f"{path.name}: expected a Python file")
