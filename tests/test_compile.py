@@ -22,6 +22,9 @@ WARN_ON_SPILLS = "--ptxas-options=--warn-on-spills"
 # Bytes that a thread may spill, stored and loaded: ptxas takes a few for a step of occupancy.  float64 may
 # spill more: it is there for checking.
 MOST_SPILLED, MOST_SPILLED_FLOAT64 = 16, 64
+# R1 keeps 196 sums of 3xtf32 a thread, and adds to them outside the tensor core: up to four values of the
+# loops over tiles and partitions, which no loop over k looks at.
+MOST_SPILLED_SPLIT = 32
 LET_PASS = {  # two registers, for four blocks on a multiprocessor instead of three
     ("linear_backward_weight<float, Tile<128, 32, 16, 4, 4>, 1, 4>", "sm_120"): 24,
 }
@@ -64,9 +67,16 @@ def compile_cleanly(file: str, expressions: set[str], arch: str, *options: str) 
         expression: used[name]
         for expression, name in compiled.names.items()
         if used[name].spill_stores + used[name].spill_loads
-        > LET_PASS.get((expression, arch), MOST_SPILLED_FLOAT64 if "double" in expression else MOST_SPILLED)
+        > LET_PASS.get((expression, arch), most_spilled(expression))
     }
     assert not spilling
+
+
+def most_spilled(expression: str) -> int:
+    """Bytes that may be stored and loaded."""
+    if "SplitTf32, 7, 7" in expression:
+        return MOST_SPILLED_SPLIT
+    return MOST_SPILLED_FLOAT64 if "double" in expression else MOST_SPILLED
 
 
 @needs_nvrtc
