@@ -253,3 +253,9 @@ def test_equal_networks_give_equal_bytes(tmp_path):
     for file in files:
         MLP([3, 4, 2], seed=5, device="cpu").save(file)
     assert len({file.read_bytes() for file in files}) == 1
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_is_no_file_to_write(path):
+    with pytest.raises(IsADirectoryError, match="a folder; give the path of a file"):
+        checkpoint.save(MLP([3, 2], device="cpu"), path)

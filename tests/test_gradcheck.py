@@ -1,6 +1,7 @@
 """The gradient check: right gradients pass, every planted fault fails, kinks are seen, avoided and named."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -185,3 +186,19 @@ def test_a_loss_that_is_not_that_of_the_gradients_is_seen(monkeypatch):
     result = gradcheck(network(), random(7, 3), random(7, 2))
     assert result.wrong == {"W1": 0, "b1": 0, "W2": 0, "b2": 0, "loss": 1}
     assert not result
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"entries": 0}, "entries: expected a whole number, 1 or more, got 0"),
+        ({"entries": -1}, "entries: expected a whole number, 1 or more, got -1"),
+        ({"entries": 2.5}, "entries: expected a whole number, 1 or more, got 2.5"),
+        ({"eps": 0}, "eps: expected a finite number above 0, got 0"),
+        ({"eps": "small"}, "eps: expected a finite number above 0, got 'small'"),
+    ],
+)
+def test_numbers_that_make_no_check_are_refused(settings, message):
+    net = hg.MLP([3, 2], device="cpu")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        hg.gradcheck(net, np.ones((4, 3)), np.ones((4, 2)), **settings)

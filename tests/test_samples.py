@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from small_networks import LABELS, TARGETS, X, classifier, devices, parameters_of, regressor
 
+import handgrad as hg
 from handgrad.arrays import get_array_module, to_numpy
 from handgrad.datasets import Dataset
 from handgrad.network import MLP
@@ -155,3 +158,20 @@ def test_memory_mapped_data_are_not_copied_on_the_cpu(tmp_path):
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
     assert np.shares_memory(prepare(classifier(), mapped, LABELS).X, mapped)
+
+
+@pytest.mark.parametrize(
+    "check", [hg.gradcheck, hg.explain, hg.evaluate, None], ids=lambda f: getattr(f, "__name__", "fit")
+)
+def test_a_tensor_is_refused_with_the_remedy(check: Any) -> None:
+    torch = pytest.importorskip("torch")
+    net = hg.MLP([3, 2], device="cpu")
+    check = check or (lambda net, X, y: hg.fit(net, X, y, optimizer=hg.SGD(0.1), epochs=1))
+    X, y = np.ones((4, 3)), np.ones((4, 2))
+    for tensor in (torch.tensor(X), torch.tensor(X, requires_grad=True)):
+        remedy = "X.detach().cpu().numpy()" if tensor.requires_grad else "X.numpy()"
+        message = f"X: expected a NumPy, CuPy or emulated array, got torch.Tensor; convert with {remedy}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            check(net, tensor, y)
+    with pytest.raises(TypeError, match=r"^y: expected a NumPy.*convert with y\.numpy"):
+        check(net, X, torch.tensor(y))

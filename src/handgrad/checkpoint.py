@@ -23,6 +23,7 @@ the old file or the new one, whole.  Nothing is unpickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -142,6 +143,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises ``OSError`` (disk full, read-only folder) that names ``path``, and then leaves nothing behind.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, "a folder; give the path of a file", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:

@@ -49,7 +49,8 @@ def prepare(net: MLP, data: Any, y: Any = None, name: str = "X", y_name: str = "
 
     uint8 features stay uint8; on a device other features become the network's dtype.  Labels (cross_entropy,
     hinge) are (N,) integers 0 .. C-1; targets (mse, bce) become (N, C) of the network's dtype, where (N,)
-    will do for C = 1.  Raises ``ValueError`` in one line for whatever does not fit.
+    will do for C = 1.  Raises ``TypeError`` in one line for arrays of another library, as PyTorch's tensors,
+    and ``ValueError`` for whatever else does not fit.
     """
     scale, shift = 1.0, 0.0
     if y is None and not isinstance(data, np.ndarray) and hasattr(data, "X") and hasattr(data, "y"):
@@ -73,6 +74,14 @@ def prepare(net: MLP, data: Any, y: Any = None, name: str = "X", y_name: str = "
 def _as_array(values: Any, name: str) -> Array:
     """An array of numbers; lists are converted, arrays of any device are left where they are."""
     array = values if hasattr(values, "dtype") else np.asarray(values)
+    if not hasattr(array.dtype, "kind"):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        on_host = getattr(getattr(array, "device", None), "type", "cpu") == "cpu"
+        detached = getattr(array, "requires_grad", False) or not on_host
+        remedy = f"{name}.detach().cpu().numpy()" if detached else f"{name}.numpy()"
+        raise TypeError(
+            f"{name}: expected a NumPy, CuPy or emulated array, got {kind}; convert with {remedy}"
+        )
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected numbers, got {array.dtype}")
     if array.ndim == 0:

@@ -9,6 +9,7 @@ the samples that it has.
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -211,6 +212,8 @@ def _over_samples(
     samples[-1] = N - (len(losses) - 1) * batch_size
     if net.reduction == "sum":
         return float(losses[taken].sum())
+    if not taken.any():
+        return math.nan  # every step of the epoch was left out
     return float((losses * samples)[taken].sum() / samples[taken].sum())
 
 

@@ -97,6 +97,10 @@ def gradcheck(
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if entries is not None and not (isinstance(entries, (int, np.integer)) and entries >= 1):
+        raise ValueError(f"entries: expected a whole number, 1 or more, got {entries!r}")
+    if eps is not None and not (isinstance(eps, (int, float, np.number)) and 0 < eps < np.inf):
+        raise ValueError(f"eps: expected a finite number above 0, got {eps!r}")
     if isinstance(function, MLP):
         if gradient or backward or settings or method == "complex":
             given = "gradient, backward, method='complex' or " + ", ".join(settings or ["other settings"])

@@ -91,10 +91,11 @@ class Settings:
 
 def check_numbers(lr: float | None, weight_decay: float | None) -> None:
     """``ValueError`` for a learning rate or a weight decay that is none; None is not stated."""
-    if lr is not None and not 0 < lr < np.inf:
-        raise ValueError(f"lr: expected a finite number above 0, got {lr}")
-    if weight_decay is not None and not 0 <= weight_decay < np.inf:
-        raise ValueError(f"weight_decay: expected a finite number, 0 or above, got {weight_decay}")
+    numbers = (int, float, np.number)
+    if lr is not None and not (isinstance(lr, numbers) and 0 < lr < np.inf):
+        raise ValueError(f"lr: expected a finite number above 0, got {lr!r}")
+    if weight_decay is not None and not (isinstance(weight_decay, numbers) and 0 <= weight_decay < np.inf):
+        raise ValueError(f"weight_decay: expected a finite number, 0 or above, got {weight_decay!r}")
 
 
 def layout_of_weights(parameters: Mapping[str, Floats], inputs: int | None) -> str:
