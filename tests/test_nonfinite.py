@@ -73,12 +73,11 @@ def test_the_network_is_as_it_was_before_that_step(device):
         np.testing.assert_array_equal(to_numpy(optimizer.state_arrays()[name]), to_numpy(value), err_msg=name)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:invalid value encountered in scalar divide", "ignore:overflow")
 def test_an_epoch_whose_steps_are_all_left_out_has_no_loss():
     net = hg.MLP([3, 2], device="cpu")
     X, y = np.full((4, 3), 1e30, np.float32), np.zeros((4, 2), np.float32)
-    with np.errstate(all="ignore"):
-        history = hg.fit(net, X, y, optimizer=hg.SGD(0.1), epochs=1, on_nonfinite="skip")
+    history = hg.fit(net, X, y, optimizer=hg.SGD(0.1), epochs=1, on_nonfinite="skip")
     assert np.isnan(history.rows[0]["train_loss"])
 
 
