@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,3 +181,16 @@ def test_settings_nest_and_end() -> None:
             assert emulator.current_settings() == inner == emulator.Settings("sm_90", "reverse", 3)
         assert emulator.current_settings().order == outside.order
     assert emulator.current_settings() == outside
+
+
+def test_the_runtime_header_brings_the_names_of_math_h(tmp_path: Path) -> None:
+    source = tmp_path / "names.cu"
+    source.write_text(
+        "#include <cuda_runtime.h>\n"
+        "__global__ void names(double* y) {\n"
+        "  y[0] = -INFINITY; y[1] = NAN; y[2] = M_PI; y[3] = fmax(sqrt(4.0), isnan(y[1]) ? 3.0 : 0.0);\n"
+        "}\n"
+    )
+    y = emulator.zeros(4, np.float64)
+    emulator.launch(source, "names", (1,), (1,), (y,), 0)
+    np.testing.assert_array_equal(np.asarray(y), [-np.inf, np.nan, np.pi, 3])

@@ -1,2 +1,3 @@
-// Nothing: what CUDA sources take from here is in emulated_cuda.h.
+// What CUDA's own brings besides what is in emulated_cuda.h: the names of math.h, as INFINITY and M_PI.
 #pragma once
+#include <math.h>
