@@ -142,6 +142,11 @@ def test_no_launch_at_all_is_refused(tmp_path: Path) -> None:
             'fill = "integers", high = inf',
             "k.toml: args[0]: low: expected a finite number",
         ),
+        (
+            'fill = "normal"',
+            'fill = "integers", low = 1e30, high = 1e31',
+            "k.toml: args[0]: low, high: expected whole numbers of 64 bits, got 1e+30 and 1e+31",
+        ),
         ("shared = 64", "shared = " + "[" * 5000, "k.toml: tables or lists nested too deeply"),
         (
             "grid = [4, 2]",

@@ -207,6 +207,8 @@ def _argument(table: Any, place: str) -> Argument:
     )
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"{place}: low: expected a finite number, at most high = {high}, got {low}")
+    if fill == "integers" and not -(2.0**63) <= low <= high < 2.0**63:
+        raise ValueError(f"{place}: low, high: expected whole numbers of 64 bits, got {low} and {high}")
     if "low" not in table and dtype.startswith("u"):
         low = 0
     shape = _sizes(table["shape"], f"{place}: shape", most=32, least=0)
