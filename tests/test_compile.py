@@ -26,7 +26,11 @@ MOST_SPILLED, MOST_SPILLED_FLOAT64 = 16, 64
 # loops over tiles and partitions, which no loop over k looks at.
 MOST_SPILLED_SPLIT = 32
 # R4's dW1 of 128 x 64 tiles with many outputs does the same, on sm_120.
-SPLIT_TILES = ("SplitTf32, 7, 7", "general_weight<float, float, Mma<ThreeTf32, WarpTile<128, 64")
+SPLIT_TILES = (
+    "SplitTf32, 7, 7",
+    "general_weight<float, float, Mma<ThreeTf32, WarpTile<128, 64",
+    "general_weight<float, unsigned char, Mma<ThreeTf32, WarpTile<128, 64",
+)
 LET_PASS = {  # two registers, for four blocks on a multiprocessor instead of three
     ("linear_backward_weight<float, Tile<128, 32, 16, 4, 4>, 1, 4>", "sm_120"): 24,
     ("reduce_and_update<Store<float>>", "sm_100"): 20,  # three registers, for 32 a thread and full occupancy
