@@ -109,7 +109,15 @@ __global__ void __launch_bounds__(REDUCE_THREADS)
   }
 
   if (blockIdx.x == 0) {  // the same in every thread of the block
-    const T sum = sum_in_order<REDUCE_THREADS>(loss_partials, loss_count, losses);
+    T sum = T(0);         // written out, not sum_in_order: by that, ptxas spills on sm_100
+    for (int begin = 0; begin < loss_count; begin += REDUCE_THREADS) {
+      const int s = begin + threadIdx.x;
+      if (s < loss_count) losses[threadIdx.x] = loss_partials[s];
+      __syncthreads();  // thread 0 reads what every thread loaded
+      if (threadIdx.x == 0)
+        for (int k = 0; k < REDUCE_THREADS && begin + k < loss_count; ++k) sum += losses[k];
+      __syncthreads();  // thread 0 is done with them before the next ones come
+    }
     if (threadIdx.x == 0) *loss = scale * sum;
   }
   // Every block has read *steps before it takes its number, so that the last one may change it.
