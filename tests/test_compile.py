@@ -25,15 +25,8 @@ MOST_SPILLED, MOST_SPILLED_FLOAT64 = 16, 64
 # R1 keeps 196 sums of 3xtf32 a thread, and adds to them outside the tensor core: up to four values of the
 # loops over tiles and partitions, which no loop over k looks at.
 MOST_SPILLED_SPLIT = 32
-# R4's dW1 of 128 x 64 tiles with many outputs does the same, on sm_120.
-SPLIT_TILES = (
-    "SplitTf32, 7, 7",
-    "general_weight<float, float, Mma<ThreeTf32, WarpTile<128, 64",
-    "general_weight<float, unsigned char, Mma<ThreeTf32, WarpTile<128, 64",
-)
 LET_PASS = {  # two registers, for four blocks on a multiprocessor instead of three
     ("linear_backward_weight<float, Tile<128, 32, 16, 4, 4>, 1, 4>", "sm_120"): 24,
-    ("reduce_and_update<Store<float>>", "sm_100"): 20,  # three registers, for 32 a thread and full occupancy
 }
 ALLOW_UNREFERENCED = "--diag-suppress=177"  # constants that only the other kernels of a file use
 
@@ -81,7 +74,7 @@ def compile_cleanly(file: str, expressions: set[str], arch: str, *options: str) 
 
 def most_spilled(expression: str) -> int:
     """Bytes that may be stored and loaded."""
-    if any(tile in expression for tile in SPLIT_TILES):
+    if "SplitTf32, 7, 7" in expression:
         return MOST_SPILLED_SPLIT
     return MOST_SPILLED_FLOAT64 if "double" in expression else MOST_SPILLED
 

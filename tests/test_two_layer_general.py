@@ -346,7 +346,7 @@ def test_arrays_are_those_of_the_problem():
         ((64, 65, "float32", True), MEDIUM), ((65, 65, "float32", True), WIDE),
         ((65, 65, "float32", True, True), BROAD), ((64, 65, "float32", True, True), MEDIUM),
         ((65, 65, "float32", True, True, True), MEDIUM), ((65, 65, "float32", True, False, True), WIDE),
-        ((65, 65, "3xtf32", True), MmaTile("3xtf32", 128, 64, 16, 64, 32)),
+        ((65, 65, "3xtf32", True), MmaTile("3xtf32", 64, 64, 16, 32, 32)),
         ((65, 65, "3xtf32", True, True, True), MmaTile("3xtf32", 64, 64, 16, 32, 32)),
         ((65, 65, "float64", True, True), SMALL_DOUBLE),
         ((65, 65, "bfloat16", True, True), MmaTile("bfloat16", 128, 64, 16, 64, 32)),

@@ -1,6 +1,6 @@
 """The form of a report: what a comparison reads of it, checked when it is loaded.
 
-A form is a type, a tuple of types, a function that says whether a value fits, ``[form]`` for a list, or a
+A form is a type, a function that says whether a value fits, ``[form]`` for a list, or a
 mapping of keys; a key that ends in ``?`` may be missing, or null.
 """
 

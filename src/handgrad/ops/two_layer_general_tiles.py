@@ -101,7 +101,7 @@ WARP_TILES = (WIDE_WARPS, LONG_WARPS, BROAD_WARPS, MEDIUM_WARPS, NARROW_WARPS, S
 # with loads of WIDTH elements and with others.  (An X of bytes that begins at no multiple of 4 is
 # loaded byte by byte whatever its shape: that may spill some 30 bytes.)
 LARGEST_HIDDEN = {"float32": 0, "float64": 0, "tf32": 1, "3xtf32": 1, "bfloat16": 1}
-LARGEST_WEIGHT = {"float32": 0, "float64": 1, "tf32": 0, "3xtf32": 1, "bfloat16": 0}
+LARGEST_WEIGHT = {"float32": 0, "float64": 1, "tf32": 0, "3xtf32": 3, "bfloat16": 0}
 LARGEST_LEAN = {"float32": 1, "float64": 3, "tf32": 2, "3xtf32": 3, "bfloat16": 2}
 LARGEST_NARROW = LARGEST_LEAN | {"float32": 3}
 
@@ -123,7 +123,7 @@ def choose_tile(
         return MmaTile(precision, *NARROW_WARPS) if tensor else NARROW
     wide_tiles = -(-rows // WIDE.BM) * -(-columns // WIDE.BN)
     enough = rows > MEDIUM.BM if split else wide_tiles >= WIDE_TILES_LEAST
-    short = lean and (precision == "3xtf32" or (narrow and precision == "float32"))
+    short = split if precision == "3xtf32" else lean and narrow and precision == "float32"
     if enough and columns > MEDIUM.BN and not short:
         if not tensor:
             return BROAD if lean else WIDE
